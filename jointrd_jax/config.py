@@ -1,0 +1,138 @@
+"""Every config field with its meaning and accepted values, the defaults, and the checks.
+
+Config files (configs/*.py) start from `default()` and change what differs. Values are primitives;
+rates and step counts are derived in code. Lengths of schedules are in epochs, and a value between
+0 and 1 is that fraction of the run, so that a recipe keeps its shape when `epochs` changes.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from jointrd_jax.errors import UserError
+from jointrd_jax.models import SHORTCUTS, STAGE_SIZES, STEMS
+
+PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', 'resnet_kd')
+TRAINS_RESNET = ('resnet', 'resnet_kd')
+NEEDS_TEACHER = ('jointrd', 'feature_kd', 'logit_kd', 'resnet_kd')
+
+
+class Field(NamedTuple):
+    """One config field: its default (which fixes its type), what it accepts, and what it means."""
+
+    default: Any
+    accepts: str  # shown to the user
+    check: Callable[[Any], bool]
+    meaning: str
+
+
+def one_of(*choices: Any) -> tuple[str, Callable]:
+    return ' | '.join(map(str, choices)), lambda v: v in choices
+
+
+def at_least(low: float) -> tuple[str, Callable]:
+    return f'>= {low}', lambda v: math.isfinite(v) and v >= low
+
+
+def between(low: float, high: float) -> tuple[str, Callable]:
+    return f'{low} to {high}', lambda v: low <= v <= high
+
+
+def shortcut_choice(value: str) -> bool:
+    return all(choice in SHORTCUTS for choice in value.split(','))
+
+
+POSITIVE = ('> 0', lambda v: math.isfinite(v) and v > 0)
+YES_NO = ('True | False', lambda v: isinstance(v, bool))
+ANY_TEXT = ('text', lambda v: isinstance(v, str))
+SIZES = ('whole numbers > 0', lambda v: all(isinstance(n, int) and n > 0 for n in v))
+EPOCHS = ('0 to epochs; below 1: a fraction of them', lambda v: math.isfinite(v) and v >= 0)
+
+FIELDS: dict[str, Field] = {
+    'procedure': Field('jointrd', *one_of(*PROCEDURES), 'what to train, and how (README has the table)'),
+    'seed': Field(0, *at_least(0), 'of initialisation, shuffling and augmentation'),
+    'epochs': Field(60, *at_least(1), 'length of the run'),
+    'batch_size': Field(32, *at_least(1), 'images per step over all devices and hosts'),
+    'eval_batch_size': Field(256, *at_least(1), 'the same in evaluation; padded, so any number of images counts'),
+    'eval_every': Field(1, *at_least(1), 'epochs between evaluations; the last epoch is always evaluated'),
+    'eval_hybrids': Field(False, *YES_NO, 'also evaluate each mixed path (the student early, the teacher later)'),
+    'batch_norm': Field('local', *one_of('local', 'global'), 'statistics per device, or over the global batch'),
+    'dtype': Field('float32', *one_of('float32', 'bfloat16'), 'of computation; parameters and statistics are float32'),
+    'label_smoothing': Field(0.0, *between(0, 0.999), 'share of the target spread over all classes'),
+    'restore': Field('', *ANY_TEXT, 'run directory whose student gives the initial weights'),
+    'model.depth': Field(34, *one_of(*STAGE_SIZES), 'of a standard network; unused when stage_sizes is given'),
+    'model.stage_sizes': Field((), *SIZES, 'blocks per stage, such as 8,8,8,8; (): the standard of `depth`'),
+    'model.block': Field('auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, else basic'),
+    'model.width': Field(64, *at_least(1), 'channels of the first stage; doubles with each stage'),
+    'model.stem': Field('cifar', *one_of(*STEMS), 'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool'),
+    'model.shortcuts': Field(
+        'none',
+        f'{" | ".join(SHORTCUTS)}, or one per block, comma-separated',
+        shortcut_choice,
+        'of the student; projection: those of the first block of stages 2-4 (the authors\' "plain"); a ResNet has all',
+    ),
+    'model.dirac': Field(False, *YES_NO, "student's convolutions are alpha*identity + beta*W, all but the stem"),
+    'mix.taps': Field(
+        (), 'ascending numbers of blocks', lambda v: all(isinstance(n, int) and n >= 0 for n in v),
+        'after how many blocks the paths cross into the teacher; (): see num_taps',
+    ),
+    'mix.num_taps': Field(0, *at_least(0), 'this many taps spread evenly over the blocks; 0: the ends of stages 1-3'),
+    'mix.eta': Field(0.5, *between(0, 1), 'weight of the mixed paths after mix.epochs'),
+    'mix.epochs': Field(0.3, *EPOCHS, 'length of the cosine from 1 to eta'),
+    'mix.average_paths': Field(True, *YES_NO, "divide the loss by the number of paths (the authors' joint branch)"),
+    'distill.weight': Field(0.0, *at_least(0), 'w of margin distillation; about 1e-3 at 32x32, 1e-4 at 224x224'),
+    'distill.alpha': Field(0.9, *between(0, 1), 'share of the KL term in logit_kd and resnet_kd'),
+    'distill.temperature': Field(4.0, *POSITIVE, 'T of the KL term'),
+    'optimizer.learning_rate': Field(0.1, *POSITIVE, 'its highest value'),
+    'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'every', 'constant'), 'how it falls'),
+    'optimizer.warmup_epochs': Field(0.0, *EPOCHS, 'linear warm-up from 0, before the schedule'),
+    'optimizer.drop_epochs': Field(
+        (0.5, 0.75), 'ascending; each as mix.epochs', lambda v: all(n > 0 and math.isfinite(n) for n in v),
+        'step: when the rate is multiplied by drop_factor',
+    ),
+    'optimizer.drop_every': Field(0.25, *POSITIVE, 'every: epochs (or fraction) between drops'),
+    'optimizer.drop_factor': Field(0.1, *between(0, 1), 'step and every: the factor of a drop'),
+    'optimizer.momentum': Field(0.9, *between(0, 0.9999), 'of SGD'),
+    'optimizer.nesterov': Field(True, *YES_NO, "Nesterov's form of momentum"),
+    'optimizer.weight_decay': Field(5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha, beta"),
+    'optimizer.clip_norm': Field(0.0, *at_least(0), 'gradients are clipped to this global norm; 0: not'),
+    'dataset.name': Field('digits', *ANY_TEXT, 'digits, or a TFDS image-classification dataset (cifar10, ...)'),
+    'dataset.data_dir': Field('', *ANY_TEXT, "where TFDS datasets are; '': TFDS's default"),
+    'dataset.validation_size': Field(
+        0, *at_least(0), 'training images held out and evaluated on instead of the test images; 0: none'
+    ),
+    'dataset.crop_padding': Field(0, *at_least(0), 'pixels of zero padding for random crops of in-memory images'),
+    'dataset.flip': Field(False, *YES_NO, 'mirror half of the training images'),
+    'dataset.cutout': Field(0, *at_least(0), 'side of the square cut out of each training image; 0: none'),
+    'teacher.path': Field('', *ANY_TEXT, "finished run of procedure resnet; '': trained first, into WORKDIR/teacher"),
+    'teacher.which': Field('last', *one_of('last', 'best'), "which of that run's checkpoints"),
+    'checkpoint.every_steps': Field(0, *at_least(0), 'steps between checkpoints; 0: one per epoch'),
+    'checkpoint.keep': Field(2, *at_least(1), 'how many of the newest are kept'),
+}  # fmt: skip
+
+
+def default() -> ml_collections.ConfigDict:
+    """A config with every field at its default."""
+    config = ml_collections.ConfigDict()
+    for name, field in FIELDS.items():
+        node = config
+        *groups, leaf = name.split('.')
+        for group in groups:
+            if group not in node:
+                node[group] = ml_collections.ConfigDict()
+            node = node[group]
+        node[leaf] = field.default
+    return config
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """{'group.field': value}; sequences as tuples."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat.update({f'{name}.{k}': v for k, v in flatten(value).items()})
+        else:
+            flat[name] = tuple(value) if isinstance(value, list) else value
+    return flat

@@ -1,0 +1,5 @@
+"""Where images come from: `load(config)` returns the `Dataset` that config.dataset names."""
+
+from jointrd_jax.data.base import Dataset, load
+
+__all__ = ['Dataset', 'load']

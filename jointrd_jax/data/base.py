@@ -1,0 +1,161 @@
+"""What the trainer asks of a dataset, and the dataset that lives whole on the device."""
+
+import abc
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from jointrd_jax.data import augment
+from jointrd_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+class Dataset(abc.ABC):
+    """Images with labels for training and evaluation, delivered as host batches plus a traced `fetch`.
+
+    The trainer maps `fetch` into its jitted step: host batches stay small (indices, or uint8 images),
+    everything random is drawn on the device from the step's key, so that a batch depends on the seed
+    and the step alone, not on the number of devices, hosts or workers.
+
+    Attributes:
+      name: the dataset's name with its version where it has one.
+      classes: class names in label order.
+      image_shape: (H, W, C) as the network sees it.
+      train_size, eval_size: images in the two splits.
+      mean, std: per channel, of images scaled to 0..1; the network's input is (x / 255 - mean) / std.
+      resident: arrays to keep on every device, given back to `fetch`; {} when streaming.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    train_size: int
+    eval_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resident: dict[str, np.ndarray]
+
+    @abc.abstractmethod
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
+        """This host's share of every training batch from `start_step` on, without end."""
+
+    @abc.abstractmethod
+    def eval_batches(self) -> Iterator[Batch]:
+        """This host's share of the evaluation images, each exactly once over all hosts.
+
+        Every batch has the same shapes; 'mask' [B] is False for the padding of the last ones.
+        All hosts yield the same number of batches.
+        """
+
+    @abc.abstractmethod
+    def fetch(
+        self, resident: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Traced: (images [B, H, W, C] normalised float32, labels [B]); augmented when a key is given."""
+
+    def close(self) -> None:
+        """End worker processes, if any."""
+
+
+def host_share(batch_size: int) -> slice:
+    """The rows of a global batch that this process delivers."""
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+class InMemory(Dataset):
+    """A dataset small enough to keep whole on the device as uint8; host batches are indices.
+
+    Args:
+      train, evaluation: (images [N, H, W, C] uint8, labels [N]).
+      config: the run's config (seed, batch sizes, augmentation).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: tuple[str, ...],
+        train: tuple[np.ndarray, np.ndarray],
+        evaluation: tuple[np.ndarray, np.ndarray],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        config: ml_collections.ConfigDict,
+    ):
+        self.name, self.classes, self.mean, self.std = name, tuple(classes), tuple(mean), tuple(std)
+        self.config = config
+        held_out = config.dataset.validation_size
+        if held_out:
+            if held_out >= len(train[1]):
+                raise UserError(
+                    f'dataset.validation_size={held_out} leaves none of the {len(train[1])} training images of {name}'
+                )
+            order = np.random.default_rng(0).permutation(len(train[1]))
+            evaluation = tuple(array[order[:held_out]] for array in train)
+            train = tuple(array[order[held_out:]] for array in train)
+        self.image_shape = tuple(int(n) for n in train[0].shape[1:])
+        self.train_size, self.eval_size = len(train[1]), len(evaluation[1])
+        self.resident = {
+            'images': np.concatenate([train[0], evaluation[0]]),
+            'labels': np.concatenate([train[1], evaluation[1]]).astype(np.int32),
+        }
+
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
+        batch_size = self.config.batch_size
+        steps_per_epoch = self.train_size // batch_size
+        for epoch in itertools.count(start_step // steps_per_epoch):
+            order = np.random.default_rng((self.config.seed, epoch)).permutation(self.train_size).astype(np.int32)
+            first = start_step % steps_per_epoch if epoch == start_step // steps_per_epoch else 0
+            for step in range(first, steps_per_epoch):
+                yield {'index': order[step * batch_size : (step + 1) * batch_size][host_share(batch_size)]}
+
+    def eval_batches(self) -> Iterator[Batch]:
+        batch_size = self.config.eval_batch_size
+        for start in range(0, self.eval_size, batch_size):
+            position = np.arange(start, start + batch_size, dtype=np.int32)[host_share(batch_size)]
+            mask = position < self.eval_size
+            yield {'index': self.train_size + np.where(mask, position, 0), 'mask': mask}
+
+    def fetch(
+        self, resident: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        images, labels, settings = resident['images'], resident['labels'], self.config.dataset
+        if key is None:
+            picked = images[batch['index']]
+            return augment.normalise(picked, self.mean, self.std), labels[batch['index']]
+        crop_key, cutout_key = jax.random.split(key)
+        picked = augment.crop_and_flip(
+            images, batch['index'], crop_key, padding=settings.crop_padding, flip=settings.flip
+        )
+        normal = augment.normalise(picked, self.mean, self.std)
+        return augment.cutout(normal, cutout_key, settings.cutout), labels[batch['index']]
+
+
+def load(config: ml_collections.ConfigDict) -> Dataset:
+    """The dataset named by `config.dataset.name`: 'digits', or any prepared TFDS image-classification set.
+
+    Raises:
+      UserError: an unknown or unprepared dataset, with the command that prepares it.
+    """
+    if config.dataset.name == 'digits':
+        from jointrd_jax.data import digits
+
+        return digits.load(config)
+    from jointrd_jax.data import tfds
+
+    return tfds.load(config)
+
+
+def as_config(dataset: Dataset) -> dict[str, Any]:
+    """What a trained network must remember of its data, as JSON values (stored with checkpoints)."""
+    return {
+        'dataset': dataset.name,
+        'classes': list(dataset.classes),
+        'image_shape': list(dataset.image_shape),
+        'mean': list(dataset.mean),
+        'std': list(dataset.std),
+    }
