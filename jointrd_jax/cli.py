@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
+from jointrd_jax import signals
 from jointrd_jax.config import suggest
-from jointrd_jax.errors import UserError
+from jointrd_jax.errors import Interrupted, UserError
 
 USAGE_STATUS = 2
 
@@ -42,11 +43,19 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parse the flags and call `main`. UserError ends the process with one line and status 2."""
+    """Parse the flags and call `main`.
+
+    UserError ends the process with one line and status 2, a first SIGTERM or SIGINT with one line and
+    `signals.STOPPED_STATUS`, after a checkpoint if there is new work.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
-            main()
+            with signals.handled():
+                main()
+        except Interrupted as stop:
+            print(stop, file=sys.stderr, flush=True)
+            sys.exit(signals.STOPPED_STATUS)
         except UserError as error:
             fail(error)
         except BrokenPipeError:
