@@ -1,0 +1,150 @@
+"""An interrupted run ends as an undisturbed one: the same weights, metrics lines and best checkpoint."""
+
+import json
+
+import pytest
+from faults import outcome, run_with_stops, small_config
+
+from jointrd_jax import errors, files, runs, train
+from jointrd_jax.checkpoint import Checkpoints
+
+PROCEDURES = {
+    'resnet': {},
+    'plain': {'model__dirac': True},
+    'jointrd_scratch': {'distill__weight': 1e-3},
+    'jointrd': {'eval_hybrids': True, 'mix__eta': 0.0, 'mix__epochs': 0.5},
+    'feature_kd': {'distill__weight': 1e-3},
+    'logit_kd': {},
+    'resnet_kd': {},
+}
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    """A finished ResNet run."""
+    path = tmp_path_factory.mktemp('teacher') / 'run'
+    train.run(small_config('resnet'), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('procedure', PROCEDURES)
+def test_stopped_and_continued(procedure, teacher, tmp_path, quiet):
+    config = small_config(procedure, teacher__path=teacher, **PROCEDURES[procedure])
+    train.run(config, tmp_path / 'undisturbed', quiet)
+    # the first step, mid-epoch, at a checkpoint, the last step of an epoch (its evaluation is put off), the very last
+    _, stops = run_with_stops(config, tmp_path / 'stopped', 1, 13, 16, 20, 40)
+    assert stops == 5
+    assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
+
+
+def test_stopped_at_every_step(tmp_path, quiet):
+    config = small_config(epochs=1, batch_size=128)
+    train.run(config, tmp_path / 'undisturbed', quiet)
+    _, stops = run_with_stops(config, tmp_path / 'stopped', *range(1, 11))
+    assert stops == 10
+    assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
+
+
+def test_stopped_while_the_teacher_trains(tmp_path, quiet):
+    config = small_config('jointrd', epochs=1)
+    train.run(config, tmp_path / 'undisturbed', quiet)
+
+    class StopInTeacher(train.Reporter):
+        pass
+
+    config_stopped = small_config('jointrd', epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        from faults import Stopping
+
+        patch.setattr(train, 'Reporter', lambda *_: Stopping(7))
+        with pytest.raises(errors.Interrupted, match='step 7 of 20'):
+            train.run(config_stopped, tmp_path / 'stopped', quiet)
+    from jointrd_jax import signals
+
+    signals.clear()
+    assert not (tmp_path / 'stopped' / runs.SUMMARY).exists()
+    train.run(config_stopped, tmp_path / 'stopped', quiet)
+    for part in ('', 'teacher'):
+        assert outcome(tmp_path / 'stopped' / part) == outcome(tmp_path / 'undisturbed' / part)
+
+
+def test_checkpoints_of_stops_displace_no_scheduled_one(tmp_path):
+    config = small_config(epochs=2)
+    run_with_stops(config, tmp_path / 'run', 17, 18, 19)
+    assert Checkpoints(tmp_path / 'run').steps() == [40, 32]
+
+
+def stopped_run(path, step=20, **overrides):
+    """A run that was stopped at `step`."""
+    from faults import Stopping
+
+    from jointrd_jax import signals
+
+    config = small_config(**overrides)
+    with pytest.raises(errors.Interrupted):
+        train.run(config, path, Stopping(step))
+    signals.clear()
+    return config
+
+
+def test_metrics_are_restored_from_the_checkpoint(tmp_path, quiet):
+    config = stopped_run(tmp_path / 'run', 30)
+    metrics = tmp_path / 'run' / runs.METRICS
+    whole = metrics.read_text()
+    assert len(whole.splitlines()) == 1
+    for text in ('', whole[:-20], whole + '{"epoch": 2, "st', whole + whole, '\x00' * 50):
+        metrics.write_text(text)
+        stopped = Checkpoints(tmp_path / 'run').steps()
+        with pytest.raises(errors.Interrupted):
+            from faults import Stopping
+
+            train.run(config, tmp_path / 'run', Stopping(31))
+        from jointrd_jax import signals
+
+        signals.clear()
+        assert metrics.read_text() == whole, text
+        Checkpoints(tmp_path / 'run', keep=1).drop_after(stopped[0])
+
+
+@pytest.mark.parametrize(
+    'field, value',
+    [('seed', 1), ('optimizer.learning_rate', 0.3), ('epochs', 3), ('model.width', 8), ('batch_size', 32), ('mix.eta', 0.1)],
+)
+def test_changed_config_is_refused(tmp_path_factory, quiet, field, value):
+    path = tmp_path_factory.getbasetemp() / 'changed-config'
+    if not path.exists():
+        stopped_run(path)
+    config = small_config(**{field.replace('.', '__'): value})
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in path.rglob('*'))
+    with pytest.raises(errors.UserError, match=f'another config .*{field}: .* there, .* now'):
+        train.run(config, path, quiet)
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in path.rglob('*')) == before
+
+
+def test_harmless_changes_are_allowed(tmp_path, quiet):
+    train.run(small_config(), tmp_path / 'undisturbed', quiet)
+    stopped_run(tmp_path / 'run')
+    train.run(small_config(checkpoint__every_steps=3, checkpoint__keep=5), tmp_path / 'run', quiet)
+    assert outcome(tmp_path / 'run') == outcome(tmp_path / 'undisturbed')
+
+
+def test_changed_code_is_refused(tmp_path, quiet, monkeypatch):
+    """Not by editing the package under test: by a checkpoint that says it was made by other code."""
+    stopped_run(tmp_path / 'run')
+    real = train.provenance.provenance
+    changed = {'package jax': '0.1.2', 'code of jointrd_jax.losses': 'abc', 'devices': '7 x cpu'}
+    monkeypatch.setattr(train.provenance, 'provenance', lambda dataset: real(dataset) | changed)
+    with pytest.raises(errors.UserError, match='losses.*devices: .*7 x cpu now; package jax: .*accept_changes'):
+        train.run(small_config(), tmp_path / 'run', quiet)
+    summary = train.run(small_config(checkpoint__accept_changes=True), tmp_path / 'run', quiet)
+    assert [change.split(':')[0] for change in summary['changes_on_resume']] == sorted(changed)
+
+
+def test_finished_run_is_left_alone(tmp_path, quiet):
+    config = small_config(epochs=1)
+    train.run(config, tmp_path, quiet)
+    files_before = {p: files.sha256(p) for p in tmp_path.rglob('*') if p.is_file()}
+    train.run(config, tmp_path, quiet)
+    assert {p: files.sha256(p) for p in tmp_path.rglob('*') if p.is_file()} == files_before
+    assert 'finished already' in quiet.lines
+    assert json.loads((tmp_path / runs.SUMMARY).read_text())['rollbacks'] == []
