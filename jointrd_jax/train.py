@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import build, config as config_lib, data, files, joint, provenance, runs, signals, step as step_lib
 from jointrd_jax.checkpoint import Checkpoints
@@ -23,7 +22,13 @@ from jointrd_jax.progress import Reporter
 from jointrd_jax.step import AXIS, TrainState
 
 # Fields that may change when a run is continued: they do not change its result.
-HARMLESS = ('checkpoint.every_steps', 'checkpoint.keep', 'checkpoint.accept_changes', 'dataset.data_dir', 'teacher.path')
+HARMLESS = (
+    'checkpoint.every_steps',
+    'checkpoint.keep',
+    'checkpoint.accept_changes',
+    'dataset.data_dir',
+    'teacher.path',
+)
 TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
@@ -90,7 +95,8 @@ def check_batches(config: ml_collections.ConfigDict, dataset: data.Dataset) -> N
             raise UserError(f'config.{name}={size} does not divide over {devices} devices; {fitting} would')
     if config.batch_size > dataset.train_size:
         raise UserError(
-            f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images of {dataset.name}'
+            f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images '
+            f'of {dataset.name}'
         )
 
 

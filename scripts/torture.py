@@ -24,7 +24,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-SMALL = ('--config.model.stage_sizes=1,1', '--config.model.width=4', '--config.epochs=4', '--config.checkpoint.every_steps=13')
+SMALL = (
+    '--config.model.stage_sizes=1,1',
+    '--config.model.width=4',
+    '--config.epochs=4',
+    '--config.checkpoint.every_steps=13',
+)
 STOP_SECONDS = 20  # a SIGTERM is answered within this, on a loaded machine
 WALL_FIELDS = ('images_per_second',)
 

@@ -108,7 +108,14 @@ def test_metrics_are_restored_from_the_checkpoint(tmp_path, quiet):
 
 @pytest.mark.parametrize(
     'field, value',
-    [('seed', 1), ('optimizer.learning_rate', 0.3), ('epochs', 3), ('model.width', 8), ('batch_size', 32), ('mix.eta', 0.1)],
+    [
+        ('seed', 1),
+        ('optimizer.learning_rate', 0.3),
+        ('epochs', 3),
+        ('model.width', 8),
+        ('batch_size', 32),
+        ('mix.eta', 0.1),
+    ],
 )
 def test_changed_config_is_refused(tmp_path_factory, quiet, field, value):
     path = tmp_path_factory.getbasetemp() / 'changed-config'
