@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 from conftest import QuietReporter, shipped_config
 
-from jointrd_jax import runs, signals, train
+from jointrd_jax import errors, runs, signals, train
 
 SMALL = dict(
     model__stage_sizes=(1, 1), model__width=4, epochs=2, batch_size=64, eval_batch_size=512, checkpoint__every_steps=8
@@ -51,7 +52,14 @@ def run_with_stops(config, workdir: Path, *steps: int) -> tuple[dict, int]:
         signals.clear()
         try:
             return train.run(config, workdir, reporter), stops
-        except train.Interrupted:
+        except errors.Interrupted:
             stops += 1
         finally:
             signals.clear()
+
+
+def stop(config, workdir: Path, reporter: QuietReporter, message: str = '') -> None:
+    """Train until `reporter`, or one that the run makes itself, asks for a stop."""
+    with pytest.raises(errors.Interrupted, match=message):
+        train.run(config, workdir, reporter)
+    signals.clear()
