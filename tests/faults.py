@@ -1,6 +1,10 @@
-"""What the tests of faults share: a run that takes seconds, and reporters that disturb it."""
+"""What the tests of faults share: a run that takes seconds, and reporters that disturb it.
+
+With JOINTRD_LONG=1 in the environment every such test takes its long form (docs/reliability.md).
+"""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ from conftest import QuietReporter, shipped_config
 
 from jointrd_jax import errors, runs, signals, train
 
+LONG = bool(os.environ.get('JOINTRD_LONG'))
 SMALL = dict(
     model__stage_sizes=(1, 1), model__width=4, epochs=2, batch_size=64, eval_batch_size=512, checkpoint__every_steps=8
 )
@@ -58,7 +63,7 @@ def run_with_stops(config, workdir: Path, *steps: int) -> tuple[dict, int]:
             signals.clear()
 
 
-def stop(config, workdir: Path, reporter: QuietReporter, message: str = '') -> None:
+def stop(config, workdir: Path, reporter: QuietReporter, message: str = 'stopped') -> None:
     """Train until `reporter`, or one that the run makes itself, asks for a stop."""
     with pytest.raises(errors.Interrupted, match=message):
         train.run(config, workdir, reporter)

@@ -3,20 +3,25 @@
 import json
 
 import pytest
-from faults import Stopping, outcome, run_with_stops, small_config, stop
+from faults import LONG, Stopping, outcome, run_with_stops, small_config, stop
 
 from jointrd_jax import errors, files, runs, train
 from jointrd_jax.checkpoint import Checkpoints
 
+# procedure: config; the long form (see faults.LONG) has all of them
 PROCEDURES = {
-    'resnet': {},
     'plain': {'model__dirac': True},
     'jointrd_scratch': {'distill__weight': 1e-3},
     'jointrd': {'eval_hybrids': True, 'mix__eta': 0.0, 'mix__epochs': 0.5},
+}
+MORE = {
+    'resnet': {},
     'feature_kd': {'distill__weight': 1e-3},
     'logit_kd': {},
     'resnet_kd': {},
 }
+# mid-epoch; the last step of an epoch, whose evaluation is put off; long: the first, at a checkpoint, the very last
+STOPS = (13, 20, 1, 16, 40) if LONG else (13, 20)
 
 
 @pytest.fixture(scope='module')
@@ -27,16 +32,16 @@ def teacher(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize('procedure', PROCEDURES)
+@pytest.mark.parametrize('procedure', [*PROCEDURES, *(MORE if LONG else ())])
 def test_stopped_and_continued(procedure, teacher, tmp_path, quiet):
-    config = small_config(procedure, teacher__path=teacher, **PROCEDURES[procedure])
+    config = small_config(procedure, teacher__path=teacher, **(PROCEDURES | MORE)[procedure])
     train.run(config, tmp_path / 'undisturbed', quiet)
-    # mid-epoch; the last step of an epoch, whose evaluation is put off
-    _, stops = run_with_stops(config, tmp_path / 'stopped', 13, 20)
-    assert stops == 2
+    _, stops = run_with_stops(config, tmp_path / 'stopped', *STOPS)
+    assert stops == len(STOPS)
     assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
 
 
+@pytest.mark.skipif(not LONG, reason='long form')
 def test_stopped_at_every_step(tmp_path, quiet):
     config = small_config(epochs=1, batch_size=128)
     train.run(config, tmp_path / 'undisturbed', quiet)
@@ -74,26 +79,22 @@ def test_metrics_are_restored_from_the_checkpoint(tmp_path):
         assert (path / runs.METRICS).read_text() == whole, text
 
 
-@pytest.mark.parametrize(
-    'field, value',
-    [
-        ('seed', 1),
-        ('optimizer.learning_rate', 0.3),
-        ('epochs', 3),
-        ('model.width', 8),
-        ('batch_size', 32),
-        ('mix.eta', 0.1),
-    ],
-)
-def test_changed_config_is_refused(tmp_path_factory, quiet, field, value):
-    path = tmp_path_factory.getbasetemp() / 'changed-config'
-    if not path.exists():
-        stop(small_config(), path, Stopping(20))
-    config = small_config(**{field.replace('.', '__'): value})
-    before = sorted((p.name, p.stat().st_mtime_ns) for p in path.rglob('*'))
-    with pytest.raises(errors.UserError, match=f'another config .*{field}: .* there, .* now'):
-        train.run(config, path, quiet)
-    assert sorted((p.name, p.stat().st_mtime_ns) for p in path.rglob('*')) == before
+def test_changed_config_is_refused(tmp_path, quiet):
+    stop(small_config(), tmp_path, Stopping(20))
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in tmp_path.rglob('*'))
+    fields = {
+        'seed': 1,
+        'optimizer.learning_rate': 0.3,
+        'epochs': 3,
+        'model.width': 8,
+        'batch_size': 32,
+        'mix.eta': 0.1,
+    }
+    for field, value in fields.items():
+        config = small_config(**{field.replace('.', '__'): value})
+        with pytest.raises(errors.UserError, match=f'another config .*{field}: .* there, .* now'):
+            train.run(config, tmp_path, quiet)
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in tmp_path.rglob('*')) == before
 
 
 def test_harmless_changes_are_allowed(tmp_path, quiet):
