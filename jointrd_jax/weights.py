@@ -114,7 +114,7 @@ def open_pth(path: Path) -> StateDict:
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(IGNORED)}
     size = path.stat().st_size
     for name, tensor in tensors.items():
-        if tensor.untyped_storage().nbytes() > size:
+        if max(tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()) > size:
             raise UserError(f'{path}: {name} claims to be larger than the file')
         if not tensor.is_floating_point():
             raise UserError(f'{path}: weights must be floating point, but {name} is {tensor.dtype}')
