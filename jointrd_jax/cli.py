@@ -45,7 +45,10 @@ def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
 
 
 def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
-    """Parse the flags and call `main` with the arguments named `positional`. UserError ends the process with one line and status 2."""
+    """Parse the flags and call `main`, with the arguments that are no flags where `positional` names some.
+
+    UserError ends the process with one line and status 2.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         try:

@@ -109,7 +109,7 @@ FIELDS: dict[str, Field] = {
     'dataset.crop_padding': Field(0, *at_least(0), 'pixels of zero padding for random crops of in-memory images'),
     'dataset.flip': Field(False, *YES_NO, 'mirror half of the training images'),
     'dataset.cutout': Field(0, *at_least(0), 'side of the square cut out of each training image; 0: none'),
-    'teacher.path': Field('', *ANY_TEXT, "finished resnet run, or a .safetensors/.pth file; '': trained first, into WORKDIR/teacher"),
+    'teacher.path': Field('', *ANY_TEXT, "finished resnet run, or weight file; '': trained first, in WORKDIR/teacher"),
     'teacher.which': Field('last', *one_of('last', 'best'), "which of that run's checkpoints"),
     'checkpoint.every_steps': Field(0, *at_least(0), 'steps between checkpoints; 0: one per epoch'),
     'checkpoint.keep': Field(2, *at_least(1), 'how many of the newest are kept'),

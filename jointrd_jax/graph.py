@@ -79,10 +79,15 @@ def window(node: Node) -> list[tuple[int, int]]:
     return [(node.size // 2, node.size // 2)] * 2
 
 
+def bias_like(node: Node) -> np.ndarray:
+    """The bias with a batch (and, of a convolution, height and width) to broadcast over."""
+    return np.expand_dims(node.bias, tuple(range(node.kernel.ndim - 1)))
+
+
 def conv(node: Node, x: jax.Array) -> jax.Array:
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    strides = (node.stride, node.stride)
-    return jax.lax.conv_general_dilated(x, node.kernel, strides, window(node), dimension_numbers=layout) + node.bias
+    strides, layout = (node.stride, node.stride), ('NHWC', 'HWIO', 'NHWC')
+    y = jax.lax.conv_general_dilated(x, node.kernel, strides, window(node), dimension_numbers=layout)
+    return y + bias_like(node)
 
 
 def max_pool(node: Node, x: jax.Array) -> jax.Array:
@@ -96,7 +101,7 @@ COMPUTE: dict[str, Callable[..., jax.Array]] = {
     'max_pool': max_pool,
     'add': lambda node, x, y: x + y,
     'average_pool': lambda node, x: x.mean((1, 2)),
-    'dense': lambda node, x: x @ node.kernel + node.bias,
+    'dense': lambda node, x: x @ node.kernel + bias_like(node),
 }
 
 

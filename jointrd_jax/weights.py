@@ -63,7 +63,8 @@ def open_state_dict(path: str | Path) -> StateDict:
     if not path.is_file():
         raise UserError(f'{path}: no such weight file')
     if path.suffix not in ENDINGS:
-        raise UserError(f'{path}: weights are read from {" and ".join(ENDINGS)} files, not {path.suffix or path.name!r}')
+        ending = path.suffix or path.name
+        raise UserError(f'{path}: weights are read from {" and ".join(ENDINGS)} files, not {ending!r}')
     try:
         return open_safetensors(path) if path.suffix == '.safetensors' else open_pth(path)
     except OSError as error:
@@ -75,7 +76,7 @@ def open_safetensors(path: Path) -> StateDict:
     try:  # the library checks that the header's offsets and sizes are the file's
         with safetensors.safe_open(path, 'numpy') as file:
             about = (file.metadata() or {}).get(METADATA, '{}')
-            slices = {name: file.get_slice(name) for name in file.keys() if not name.endswith(IGNORED)}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys() if not name.endswith(IGNORED)}
             shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
             types = {name: s.get_dtype() for name, s in slices.items()}
         about = json.loads(about)
@@ -148,7 +149,7 @@ def guess_network(state: StateDict) -> Network:
     shapes = state.shapes
     if len(shapes.get('conv1.weight', ())) != 4 or len(shapes.get('fc.weight', ())) != 2:
         some = ', '.join(list(shapes)[:4]) or 'nothing'
-        raise UserError(f'{state.path} is not a torchvision ResNet: no conv1.weight and fc.weight; it holds {some}, ...')
+        raise UserError(f'{state.path} is not a torchvision ResNet (no conv1.weight, fc.weight); it holds {some}, ...')
     blocks = {tuple(name.split('.')[:2]) for name in shapes if name.startswith('layer')}
     stages = sorted({stage for stage, *_ in blocks})
     width, _, size, _ = shapes['conv1.weight']

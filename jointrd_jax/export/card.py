@@ -14,8 +14,9 @@ network.allocate_tensors()
 network.set_tensor(entry, images)
 network.invoke()
 logits = network.get_tensor(result)""",
-    'stablehlo': """import jax
-call = jax.export.deserialize(bytearray(open('{file}', 'rb').read())).call
+    'stablehlo': """from pathlib import Path
+from jax import export
+call = export.deserialize(bytearray(Path('{file}').read_bytes())).call
 logits = call(images)""",
     'safetensors': """from jointrd_jax import weights  # or any torchvision-style network: the names are its own
 network, variables, about = weights.load('{file}')
@@ -39,14 +40,15 @@ def text(record: dict[str, Any]) -> str:
         f'images = (pixels.astype(np.float32) / 255 - np.float32({about["mean"]})) / np.float32({about["std"]})'
     )  # fmt: skip
     rows = [
-        f'| `{a["file"]}` | {a["bytes"]:,} | {a["runtime"]} | {percent(a["top1"])} | {a["max_relative_difference"]:.1e} |'
-        for a in record['artifacts'].values()
+        f'| `{made["file"]}` | {made["bytes"]:,} | {made["runtime"]} | {percent(made["top1"])} |'
+        f' {made["max_relative_difference"]:.1e} |'
+        for made in record['artifacts'].values()
     ]
     lines = [
         f'# {record["network"]}',
         '',
-        f'A convolutional network {shortcut}, trained on {about["dataset"]}; BatchNorm is folded into its convolutions.',
-        f'{record["parameters"]:,} parameters, {record["macs"]:,} multiply-accumulates an image. Operators: {operators}.',
+        f'A convolutional network {shortcut}, trained on {about["dataset"]}. BatchNorm is folded into its convolutions:',
+        f'{record["parameters"]:,} parameters, {record["macs"]:,} multiply-accumulates an image; {operators}.',
         f'From the {record["which"]} weights of the run `{record["run"]}` (digest `{record["digest"][:16]}`).',
         '',
         '## What it scored',

@@ -50,6 +50,9 @@ class Options(NamedTuple):
     calibration: int = 256
 
 
+DEFAULT = Options()
+
+
 class Batch(NamedTuple):
     """Images [B, H, W, C] normalised, labels [B] (None: unknown), which of them count [B]."""
 
@@ -230,7 +233,7 @@ class Job:
 def export(
     workdir: str | Path,
     out: str | Path,
-    options: Options = Options(),
+    options: Options = DEFAULT,
     data_dir: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
