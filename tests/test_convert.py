@@ -8,11 +8,12 @@ import safetensors.numpy
 from networks import images_like, randomised, relative_difference
 from runs_for_tests import digits_run
 
-from jointrd_jax import runs, train, weights
+from jointrd_jax import build, data, runs, train, weights
 from jointrd_jax.config import default
 from jointrd_jax.convert import convert
 from jointrd_jax.errors import UserError
 from jointrd_jax.models import Network
+from jointrd_jax.progress import Reporter
 
 
 def equal(found, wanted):
@@ -75,16 +76,19 @@ def test_shortcuts_removed_the_run_computes_the_same(tmp_path):
 
 @pytest.mark.parametrize('as_run', [False, True])
 def test_imported_weights_teach(tmp_path, as_run):
-    foreign_file(tmp_path / 'w.safetensors', Network((1, 1), width=4, num_classes=10, stem_kind='cifar'))
+    variables = foreign_file(tmp_path / 'w.safetensors', Network((1, 1), width=4, num_classes=10, stem_kind='cifar'))
     path = tmp_path / 'w.safetensors'
     if as_run:
         convert(path, path := tmp_path / 'teacher', dataset='digits')
     config = default()
     config.model.stage_sizes, config.model.width = (1, 1), 4
-    config.epochs, config.batch_size, config.eval_batch_size, config.teacher.path = 1, 256, 512, str(path)
-    summary = train.run(config, tmp_path / 'student')
-    assert summary['teacher'] == str(path)
-    assert summary['teacher_top1'] < 40  # random weights: what matters is that they were run
+    config.batch_size, config.eval_batch_size, config.teacher.path = 256, 512, str(path)
+    dataset = data.load(config)
+    student = build.student(config, 10)
+    trainer = train.Trainer(config, tmp_path, dataset, student, build.method(config, student), Reporter('test'))
+    assert trainer.teacher.origin == str(path)
+    assert trainer.teacher.top1 < 40  # random weights: what matters is that they were run
+    equal(trainer.teacher.variables, variables)
 
 
 def test_a_teacher_file_that_does_not_fit_is_refused(tmp_path):

@@ -106,9 +106,9 @@ def test_values_that_are_no_weights_are_refused(tmp_path):
     def broken(arrays):
         return {**arrays, 'bn1.bias': np.full(4, np.nan, np.float32)}
 
-    with pytest.raises(UserError, match='not a number, or infinite, in bn1.bias'):
+    with pytest.raises(UserError, match=r'not a number, or infinite, in bn1\.bias'):
         weights.load(state_dict(tmp_path / 'nan.safetensors', broken))
-    with pytest.raises(UserError, match='bn1.bias is I32'):
+    with pytest.raises(UserError, match=r'bn1\.bias is I32'):
         weights.load(state_dict(tmp_path / 'int.safetensors', lambda a: {**a, 'bn1.bias': np.zeros(4, np.int32)}))
 
 
@@ -121,7 +121,7 @@ def test_a_pickle_that_would_run_code_is_refused(torch, tmp_path, capsys):
     for name, write in (('zip', torch.save), ('plain', lambda o, path: path.write_bytes(pickle.dumps(o, protocol=2)))):
         path = tmp_path / f'{name}.pth'
         write({'conv1.weight': Harmful()}, path)
-        with pytest.raises(UserError, match='refused: .* would run code'):
+        with pytest.raises(UserError, match=r'refused: .* would run code'):
             weights.load(path)
     assert 'this code ran' not in capsys.readouterr().out
 

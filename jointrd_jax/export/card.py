@@ -47,8 +47,8 @@ def text(record: dict[str, Any]) -> str:
     lines = [
         f'# {record["network"]}',
         '',
-        f'A convolutional network {shortcut}, trained on {about["dataset"]}. BatchNorm is folded into its convolutions:',
-        f'{record["parameters"]:,} parameters, {record["macs"]:,} multiply-accumulates an image; {operators}.',
+        f'A convolutional network {shortcut}, trained on {about["dataset"]}. BatchNorm is folded into convolutions:',
+        f'{record["parameters"]:,} parameters, {record["macs"]:,} multiply-accumulates; {operators}.',
         f'From the {record["which"]} weights of the run `{record["run"]}` (digest `{record["digest"][:16]}`).',
         '',
         '## What it scored',
