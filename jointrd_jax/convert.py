@@ -17,14 +17,6 @@ from jointrd_jax.config import default
 from jointrd_jax.errors import UserError
 from jointrd_jax.models import STAGE_SIZES, Network, Variables
 
-OUT = flags.DEFINE_string('out', None, 'A new directory, or a .safetensors file.')
-WHICH = flags.DEFINE_enum('which', 'last', ['last', 'best'], "Which of a run's weights.")
-REMOVE = flags.DEFINE_bool('remove_shortcuts', False, 'Turn a ResNet exactly into a wider plain network (RMNet).')
-DATASET = flags.DEFINE_string('dataset', None, 'What a weight file was trained on: digits, cifar10, imagenet2012, ...')
-DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where that dataset is prepared.')
-IMAGE_SIZE = flags.DEFINE_integer('image_size', None, 'Side of the images, where no --dataset says it.', lower_bound=1)
-flags.mark_flag_as_required('out')
-
 # What torchvision's weights expect, which were trained on ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TOLERANCE = 1e-4  # of equivalent removal, relative
@@ -185,20 +177,31 @@ def convert(
     print(f'{weights.name_of(source.network)}: {path} -> {out}')
 
 
+def define_flags() -> None:
+    flags.DEFINE_string('out', None, 'A new directory, or a .safetensors file.', required=True)
+    flags.DEFINE_enum('which', 'last', ['last', 'best'], "Which of a run's weights.")
+    flags.DEFINE_bool('remove_shortcuts', False, 'Turn a ResNet exactly into a wider plain network (RMNet).')
+    flags.DEFINE_string('dataset', None, 'What a weight file was trained on: digits, cifar10, imagenet2012, ...')
+    flags.DEFINE_string('data_dir', '', 'Where that dataset is prepared.')
+    flags.DEFINE_integer('image_size', None, 'Side of the images, where no --dataset says it.', lower_bound=1)
+
+
 def main(path: str) -> None:
     from jointrd_jax import runtime
 
     runtime.configure()
+    given = flags.FLAGS
     convert(
         path,
-        OUT.value,
-        which=WHICH.value,
-        remove_shortcuts=REMOVE.value,
-        dataset=DATASET.value,
-        data_dir=DATA_DIR.value,
-        image_size=IMAGE_SIZE.value,
+        given.out,
+        which=given.which,
+        remove_shortcuts=given.remove_shortcuts,
+        dataset=given.dataset,
+        data_dir=given.data_dir,
+        image_size=given.image_size,
     )
 
 
 if __name__ == '__main__':
+    define_flags()
     cli.run(main, positional=('IN',))

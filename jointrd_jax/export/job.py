@@ -1,8 +1,6 @@
 """From a run to a directory of deployable files, each run on the test images before it gets its name."""
 
 import importlib.metadata
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +70,7 @@ def check(options: Options, out: Path) -> None:
         raise UserError(f'no format to export; choose of {", ".join(FORMATS)}')
     if options.int8 and 'onnx' not in options.formats:
         raise UserError('int8 quantises the ONNX model; add onnx to the formats')
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f'{out} exists and is not an empty directory; choose another --out')
+    files.check_new(out)
     if 'onnx' in options.formats:
         require('onnx', 'onnx')
         require('onnxruntime', 'onnx')
@@ -244,57 +241,55 @@ def export(
     Raises:
       UserError: bad options, no run, no dataset, a missing extra, or an artifact that computes something else.
     """
-    out = Path(out).absolute()
+    out = Path(out)
     check(options, out)
     run = runs.load(workdir, options.which)
-    if run.network.dtype != np.float32:
-        run = run._replace(network=run.network.clone(dtype=np.float32))
+    run = run._replace(network=run.network.clone(dtype=np.dtype(np.float32)))
     dataset = open_dataset(run, options, data_dir) if options.verify == 'test' else None
-    temporary = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
     try:
-        job = Job(run, options, dataset)
-        top1, logits, images = job.checkpoint_top1()
-        temporary.mkdir(parents=True)
-        made = job.write(temporary, top1)
-        artifacts = {}
-        for name, path in made.items():
-            found = job.verify(name, path, logits)
-            artifacts[name] = {
-                'file': path.name,
-                'bytes': path.stat().st_size,
-                'sha256': files.sha256(path),
-                'runtime': f'{RUNTIMES[name]} {importlib.metadata.version(RUNTIMES[name])}',
-                'images': found.images,
-                'max_relative_difference': found.difference,
-                'top1': found.top1,
-            }
-            shown = 'unmeasured' if found.top1 is None else f'{found.top1:.2f} %'
-            say(f'{path.name}: top-1 {shown}, differs by {found.difference:.1e}')
-        record = {
-            'run': str(run.path),
-            'which': options.which,
-            'network': weights.name_of(run.network),
-            'digest': runs.digest(run.variables),
-            'operators': job.graph.operators(),
-            'parameters': job.graph.parameters(),
-            'macs': job.graph.macs(),
-            'batch': options.batch or 'dynamic',
-            'input': job.metadata(top1)['input'],
-            'data': run.data,
-            'verified_on': f'{images} {"test images of " + run.data["dataset"] if dataset else "random images"}',
-            'checkpoint_top1': top1,
-            'artifacts': artifacts,
-            'versions': runs.versions(),
-        }
-        files.write_json(temporary / 'export.json', record)
-        files.write_atomically(temporary / 'README.md', card.text(record))
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f'cannot write {out}: {error.strerror or error}') from error
+        with files.appearing(out) as directory:
+            return fill(directory, Job(run, options, dataset), say)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         if dataset:
             dataset.close()
+
+
+def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write and verify everything in `directory`; the record that `export.json` holds."""
+    run, options = job.run, job.options
+    top1, logits, images = job.checkpoint_top1()
+    artifacts = {}
+    for name, path in job.write(directory, top1).items():
+        found = job.verify(name, path, logits)
+        artifacts[name] = {
+            'file': path.name,
+            'bytes': path.stat().st_size,
+            'sha256': files.sha256(path),
+            'runtime': f'{RUNTIMES[name]} {importlib.metadata.version(RUNTIMES[name])}',
+            'images': found.images,
+            'max_relative_difference': found.difference,
+            'top1': found.top1,
+        }
+        shown = 'unmeasured' if found.top1 is None else f'{found.top1:.2f} %'
+        say(f'{path.name}: top-1 {shown}, logits differ by {found.difference:.1e} relative')
+    record = {
+        'run': str(run.path),
+        'which': options.which,
+        'network': weights.name_of(run.network),
+        'digest': runs.digest(run.variables),
+        'operators': job.graph.operators(),
+        'parameters': job.graph.parameters(),
+        'macs': job.graph.macs(),
+        'batch': options.batch or 'dynamic',
+        'input': job.metadata(top1)['input'],
+        'data': run.data,
+        'verified_on': f'{images} {"test images of " + run.data["dataset"] if job.dataset else "random images"}',
+        'checkpoint_top1': top1,
+        'artifacts': artifacts,
+        'versions': runs.versions(),
+    }
+    files.write_json(directory / 'export.json', record)
+    files.write_atomically(directory / 'README.md', card.text(record))
     return record
 
 
