@@ -152,3 +152,54 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
         else:
             flat[name] = tuple(value) if isinstance(value, list) else value
     return flat
+
+
+def in_epochs(value: float, epochs: int) -> float:
+    """A schedule length in epochs: values between 0 and 1 are that fraction of the run."""
+    return value * epochs if 0 < value < 1 else value
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Check every field alone and the fields together, before anything is read, made or compiled.
+
+    Raises:
+      UserError: the first field that is missing, unknown or not acceptable, with what would be.
+    """
+    flat = flatten(config)
+    for name in flat.keys() | FIELDS.keys():
+        if name not in FIELDS:
+            raise UserError(f'config has no field {name!r}; {suggest(name)}')
+        if name not in flat:
+            raise UserError(f'config lacks the field {name!r} ({FIELDS[name].accepts})')
+    for name, field in FIELDS.items():
+        value = flat[name]
+        kind = type(field.default)
+        fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+        try:
+            accepted = fits and field.check(value)
+        except (TypeError, ValueError, OverflowError):
+            accepted = False
+        if not accepted:
+            raise UserError(f'config.{name}={value!r} is not accepted; it must be: {field.accepts}')
+    for name in ('mix.epochs', 'optimizer.warmup_epochs', 'optimizer.drop_every', 'optimizer.drop_epochs'):
+        for value in flat[name] if isinstance(flat[name], tuple) else (flat[name],):
+            if in_epochs(value, config.epochs) > config.epochs:
+                raise UserError(
+                    f'config.{name}={flat[name]} reaches beyond the run: config.epochs={config.epochs}; '
+                    'give at most that many epochs, or a fraction below 1'
+                )
+    if config.procedure == 'feature_kd' and not config.distill.weight:
+        raise UserError('config.procedure=feature_kd needs config.distill.weight > 0 (about 1e-3 at 32x32 pixels)')
+    if config.mix.taps and config.mix.num_taps:
+        raise UserError('config.mix.taps and config.mix.num_taps exclude each other; set one of them')
+    for name in ('mix.taps', 'optimizer.drop_epochs'):
+        if list(flat[name]) != sorted(set(flat[name])):
+            raise UserError(f'config.{name}={flat[name]} must be ascending, without repetition')
+
+
+def suggest(name: str) -> str:
+    """'did you mean ...' for a field name that does not exist."""
+    import difflib
+
+    close = difflib.get_close_matches(name, FIELDS, n=3, cutoff=0.5)
+    return f'did you mean {" or ".join(close)}?' if close else 'jointrd_jax/config.py lists all fields'

@@ -1,0 +1,55 @@
+"""The frame of every command: flags, one clear line for what the user got wrong, the exit status."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from jointrd_jax.config import suggest
+from jointrd_jax.errors import UserError
+
+USAGE_STATUS = 2
+
+
+def fail(message: object) -> None:
+    """Say what was wrong on standard error, in one line, and end with status 2."""
+    print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
+    sys.exit(USAGE_STATUS)
+
+
+def explain(error: BaseException, argv: Sequence[str]) -> str:
+    """One line for an error in the command line or in the config file it names."""
+    for arg in argv:
+        name = arg.lstrip('-').split('=')[0]
+        if name.startswith('config.') and name.removeprefix('config.') in str(error) and isinstance(
+            error, (AttributeError, KeyError, flags.UnrecognizedFlagError)
+        ):  # fmt: skip
+            return f'the config has no field {name.removeprefix("config.")!r}; {suggest(name.removeprefix("config."))}'
+    text = str(error) if isinstance(error, (flags.Error, UserError)) else f'{type(error).__name__}: {error}'
+    return text.replace('flag --', '--')
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(list(argv))
+    except UserError as error:
+        fail(error)
+    except Exception as error:  # config files are the user's code: anything can be raised there
+        fail(explain(error, argv[1:]))
+    if len(rest) > 1:
+        fail(f'unexpected argument {rest[1]!r}; options start with --')
+    return rest
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags and call `main`. UserError ends the process with one line and status 2."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        try:
+            main()
+        except UserError as error:
+            fail(error)
+        except BrokenPipeError:
+            sys.exit(USAGE_STATUS)
+
+    app.run(guarded, flags_parser=parse)

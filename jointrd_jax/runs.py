@@ -1,0 +1,144 @@
+"""A run directory: what a training run (or an import of weights) leaves, and how others read it.
+
+    config.json      the config, flat
+    metrics.jsonl    a line per evaluated epoch
+    summary.json     the result; written when the run is finished
+    checkpoints/     see `checkpoint`
+    teacher/         the run directory of the teacher, if it was trained along
+"""
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from jointrd_jax import build, config as config_lib, files
+from jointrd_jax.checkpoint import Checkpoints
+from jointrd_jax.errors import UserError
+from jointrd_jax.models import Network, Variables
+
+CONFIG, METRICS, SUMMARY = 'config.json', 'metrics.jsonl', 'summary.json'
+PACKAGES = ('jointrd_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+class Run(NamedTuple):
+    """A trained network with all that is needed to use it.
+
+    Attributes:
+      path: the run directory.
+      config: of the run.
+      network: its student (for procedure resnet, the ResNet).
+      variables: {'params', 'batch_stats'}, host arrays.
+      data: {'dataset', 'classes', 'image_shape', 'mean', 'std'}: what the network was trained on.
+      summary: of the finished run, or None.
+    """
+
+    path: Path
+    config: ml_collections.ConfigDict
+    network: Network
+    variables: Variables
+    data: dict[str, Any]
+    summary: dict[str, Any] | None
+
+
+def digest(variables: Variables) -> str:
+    """SHA-256 over parameters and running statistics: path, dtype, shape and bytes of each, in sorted order."""
+    sha = hashlib.sha256()
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    for path, leaf in sorted(((jax.tree_util.keystr(p), leaf) for p, leaf in leaves), key=lambda pair: pair[0]):
+        array = np.asarray(leaf)
+        sha.update(f'{path} {array.dtype} {array.shape}\n'.encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide a result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_config(path: Path) -> ml_collections.ConfigDict:
+    """The config of the run at `path`.
+
+    Raises:
+      UserError: no run there, or its config is not one.
+    """
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise UserError(f'{path} is not a run directory: it has no {CONFIG}')
+    flat = files.read_json(path / CONFIG)
+    config = config_lib.default()
+    try:
+        for name, value in flat.items():
+            node = config
+            *groups, leaf = name.split('.')
+            for group in groups:
+                node = node[group]
+            node[leaf] = tuple(value) if isinstance(value, list) else value
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f'{path / CONFIG} is not a config of this version: {error}') from error
+    config_lib.validate(config)
+    return config
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of the run at `path`; None while it is not finished."""
+    path = Path(path) / SUMMARY
+    return files.read_json(path) if path.is_file() else None
+
+
+def load(path: str | Path, which: str = 'last') -> Run:
+    """The network of the run at `path`: its 'last' weights or its 'best'.
+
+    Raises:
+      UserError: no run, no checkpoint, or a damaged one; the message says which and where.
+    """
+    path = Path(path)
+    config = read_config(path)
+    checkpoints = Checkpoints(path)
+    step = checkpoints.newest_intact()
+    if step is None:
+        raise UserError(f'{path} has no finished checkpoint; run its training first')
+    data = checkpoints.meta(step)['data']
+    network = build.student(config, len(data['classes']))
+    template = jax.eval_shape(
+        network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data['image_shape']), np.float32)
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template)
+    item = 'student' if which == 'last' else 'best'
+    variables = checkpoints.restore(step, {item: template})[item]
+    return Run(path, config, network, jax.tree.map(np.asarray, variables), data, read_summary(path))
+
+
+def save(
+    path: str | Path,
+    config: ml_collections.ConfigDict,
+    variables: Variables,
+    data: dict[str, Any],
+    summary: dict[str, Any],
+) -> None:
+    """Write a run directory that holds a network which was not trained here (imported weights).
+
+    Raises:
+      UserError: `path` holds something already.
+    """
+    path = Path(path)
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f'{path} exists and is not empty; choose another directory')
+    with files.owned(path):
+        files.write_json(path / CONFIG, config_lib.flatten(config))
+        checkpoints = Checkpoints(path, keep=1)
+        checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data})
+        checkpoints.close()
+        files.write_json(path / SUMMARY, summary)

@@ -1,0 +1,432 @@
+"""The training run: from a config and a directory to a trained network, resumable at any point."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jointrd_jax import build, config as config_lib, data, files, joint, runs, step as step_lib
+from jointrd_jax.checkpoint import Checkpoints
+from jointrd_jax.data.base import as_config
+from jointrd_jax.errors import UserError
+from jointrd_jax.joint import Method, Networks
+from jointrd_jax.models import Network, Variables
+from jointrd_jax.progress import Reporter
+from jointrd_jax.step import AXIS, TrainState
+
+# Fields that may change when a run is continued: they do not change its result.
+HARMLESS = ('checkpoint.every_steps', 'checkpoint.keep', 'dataset.data_dir', 'teacher.path')
+TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
+WATCH_STEPS = 50  # how far behind the device the host looks at losses
+
+
+class Teacher(NamedTuple):
+    """A frozen teacher: its network and variables, the run it came from, its top-1 here (percent)."""
+
+    network: Network
+    variables: Variables
+    origin: str
+    digest: str
+    top1: float
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Train what `config` says in `workdir` and return the summary; continue what is already there.
+
+    Raises:
+      UserError: anything wrong with the config, data, teacher, checkpoints, or a loss that is not finite.
+        Nothing is made before config and data are known to be good.
+    """
+    config_lib.validate(config)
+    workdir = Path(workdir).absolute()
+    reporter = reporter or Reporter(config.procedure)
+    dataset = data.load(config)
+    try:
+        check_batches(config, dataset)
+        student = build.student(config, len(dataset.classes), AXIS)
+        method = build.method(config, student)
+        check_workdir(config, workdir)
+        check_restore(config, student, dataset)
+        with files.owned(workdir):
+            files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
+            summary = runs.read_summary(workdir)
+            if summary is None:
+                summary = Trainer(config, workdir, dataset, student, method, reporter).train()
+            else:
+                reporter.say(f'{workdir} is finished already')
+    finally:
+        dataset.close()
+    report(summary, reporter)
+    return summary
+
+
+def check_batches(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
+    """Batches must divide over the devices and fit the data."""
+    devices = jax.device_count()
+    for name in ('batch_size', 'eval_batch_size'):
+        size = config[name]
+        if size % devices:
+            below = size // devices * devices
+            fitting = f'{below} or {below + devices}' if below else devices
+            raise UserError(f'config.{name}={size} does not divide over {devices} devices; {fitting} would')
+    if config.batch_size > dataset.train_size:
+        raise UserError(
+            f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images of {dataset.name}'
+        )
+
+
+def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """A workdir belongs to one config; only fields that cannot change the result may differ."""
+    if not (workdir / runs.CONFIG).exists():
+        return
+    before, now = files.read_json(workdir / runs.CONFIG), config_lib.flatten(config)
+    now = json.loads(json.dumps(now))
+    changed = [
+        f'{name}: {before.get(name)!r} there, {now.get(name)!r} now'
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in HARMLESS
+    ]
+    if changed:
+        raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed)}); use another --workdir')
+
+
+def check_restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> None:
+    """`config.restore` must hold the same network, for the same classes."""
+    if config.restore:
+        other = runs.load(config.restore)
+        check_same(f'config.restore={config.restore}', other.network, student, SHAPE_FIELDS + ('shortcuts', 'dirac'))
+        check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+
+
+SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
+
+
+def check_same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> None:
+    """Two networks must agree in `fields`; the error names both sides."""
+    for field in fields:
+        if getattr(there, field) != getattr(here, field):
+            raise UserError(
+                f'{what} has {field} {getattr(there, field)} (depth {there.depth}) '
+                f'but this run needs {field} {getattr(here, field)} (depth {here.depth})'
+            )
+
+
+def check_classes(what: str, there: list[str], here: tuple[str, ...]) -> None:
+    if len(there) != len(here):
+        raise UserError(f'{what} has {len(there)} classes but the dataset of this run has {len(here)}')
+    for i, (a, b) in enumerate(zip(there, here)):
+        if a != b:
+            raise UserError(f'{what} calls class {i} {a!r} but the dataset of this run calls it {b!r}')
+
+
+def report(summary: dict[str, Any], reporter: Reporter) -> None:
+    """The final table of a run."""
+    keys = ('procedure', 'dataset', 'model', 'shortcuts', 'seed', 'epochs', 'last_top1', 'best_top1', 'teacher_top1')
+    rows = [(key, '-' if summary.get(key) is None else str(summary.get(key))) for key in keys]
+    rows.append(('wall time', f'{summary["wall_seconds"]:.1f} s'))
+    reporter.table('finished', rows, (summary['procedure'], 'accuracies in percent'))
+
+
+class Trainer:
+    """One run: builds everything, resumes, steps, evaluates, checkpoints and writes the results."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        dataset: data.Dataset,
+        student: Network,
+        method: Method,
+        reporter: Reporter,
+    ):
+        self.config, self.workdir, self.dataset, self.method, self.reporter = config, workdir, dataset, method, reporter
+        self.started = time.monotonic()
+        self.devices = step_lib.mesh()
+        self.steps_per_epoch = dataset.train_size // config.batch_size
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.resident = step_lib.replicate(dataset.resident, self.devices)
+        self.trains_teacher = config.procedure == 'jointrd_scratch'
+        self.teacher = self.find_teacher(student) if config.procedure in config_lib.NEEDS_TEACHER else None
+        if self.trains_teacher:
+            teacher_network = build.resnet(config, len(dataset.classes), AXIS)
+        else:
+            teacher_network = self.teacher.network if self.teacher else None
+        self.networks = step_lib.networks_for(student, teacher_network, method)
+        self.frozen = None
+        if self.teacher:
+            margin = step_lib.margin(self.teacher.network, self.teacher.variables) if method.distill_weight else None
+            self.frozen = step_lib.replicate({'variables': self.teacher.variables, 'margin': margin}, self.devices)
+        self.schedule = build.learning_rate(config, self.steps_per_epoch)
+        self.optimizer = build.optimizer(config, self.schedule)
+        hybrids = method.taps if config.eval_hybrids else ()
+        self.eval_step = step_lib.make_eval_step(dataset, self.networks, hybrids)
+        self.train_steps = {True: self.compiled_step(method)}
+        self.train_steps[False] = self.compiled_step(method.without_mixing()) if method.taps else self.train_steps[True]
+
+    def mixing_weight(self, epoch: jax.typing.ArrayLike) -> jax.Array:
+        mix = self.config.mix
+        return joint.mixing_weight(epoch, mix.eta, config_lib.in_epochs(mix.epochs, self.config.epochs))
+
+    def compiled_step(self, method: Method):
+        device_step = step_lib.make_device_step(
+            self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.method.num_paths
+        )
+        return step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices)
+
+    # The teacher.
+
+    def find_teacher(self, student: Network) -> Teacher:
+        """The frozen teacher: trained first if no run is named, checked against the student and its own record."""
+        path = Path(self.config.teacher.path) if self.config.teacher.path else self.workdir / 'teacher'
+        if not self.config.teacher.path and runs.read_summary(path) is None:
+            config = ml_collections.ConfigDict(self.config)
+            config.procedure, config.restore = 'resnet', ''
+            self.reporter.say(f'training the teacher first, in {path}')
+            run(config, path, Reporter('teacher', self.reporter.console))
+        found = runs.load(path, self.config.teacher.which)
+        what = f'teacher {path}'
+        if found.summary is None:
+            raise UserError(f'{what} is not a finished run: it has no {runs.SUMMARY}; continue its training first')
+        check_classes(what, found.data['classes'], self.dataset.classes)
+        network = found.network.clone(dtype=student.dtype)
+        if self.method.taps or self.method.distill_weight:
+            check_same(what, network, student, SHAPE_FIELDS)
+        if found.data['image_shape'][-1] != self.dataset.image_shape[-1]:
+            raise UserError(
+                f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {self.dataset.image_shape[-1]}'
+            )
+        top1 = self.evaluate(Networks(student, network), None, found.variables)['teacher_top1']
+        recorded = found.summary.get(f'{self.config.teacher.which}_top1')
+        same_images = found.summary.get('eval_images') == [self.dataset.name, self.dataset.eval_size]
+        if recorded is not None and same_images and abs(top1 - recorded) > TEACHER_TOLERANCE:
+            raise UserError(
+                f'{what} reaches {top1:.2f} % top-1 here but its summary records {recorded:.2f} %; '
+                'its checkpoint or the data is not what it was'
+            )
+        self.reporter.say(f'teacher {path}: top-1 {top1:.2f} %')
+        return Teacher(network, found.variables, str(path), runs.digest(found.variables), top1)
+
+    # Evaluation.
+
+    def put(self, batch: data.base.Batch) -> dict[str, jax.Array]:
+        """A host's share of a batch as arrays sharded over all devices."""
+        sharding = NamedSharding(self.devices, P(AXIS))
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+    def evaluate(
+        self, networks: Networks | None, student: Variables | None, teacher: Variables | None
+    ) -> dict[str, float]:
+        """Top-1 and top-5 in percent over every evaluation image: 'top1', 'teacher_top1', 'path1_top1', ..."""
+        eval_step = step_lib.make_eval_step(self.dataset, networks, ()) if networks else self.eval_step
+        total, images = {}, 0
+        for batch in self.dataset.eval_batches():
+            counts, number = eval_step(student, teacher, self.resident, self.put(batch))
+            total = {name: total.get(name, 0) + count for name, count in counts.items()}
+            images += number
+        result = {}
+        for name, count in total.items():
+            prefix = '' if name == joint.STUDENT else f'{name}_'
+            for k, correct in zip((1, 5), np.asarray(count)):
+                result[f'{prefix}top{k}'] = round(100 * float(correct) / int(images), 4)
+        return result
+
+    # State, and how it is kept.
+
+    def initial_state(self, student: Variables | None = None) -> TrainState:
+        return step_lib.initial_state(
+            jax.random.key(self.config.seed), self.networks, self.method, self.dataset.image_shape,
+            self.optimizer, self.trains_teacher, student,
+        )  # fmt: skip
+
+    def begin(self, checkpoints: Checkpoints) -> None:
+        """Fresh state, or the newest intact checkpoint's; metrics after it are dropped."""
+        self.best, self.history = None, {'best_top1': -1.0, 'best_epoch': 0, 'seconds': 0.0, 'last': {}}
+        newest = checkpoints.newest_intact()
+        if newest is None:
+            student = runs.load(self.config.restore).variables if self.config.restore else None
+            make = jax.jit(self.initial_state, out_shardings=step_lib.replicated(self.devices))
+            self.state = make(student)
+            self.best = copy(self.state.student)
+            self.drop_metrics_after(0)
+            return
+        abstract = jax.eval_shape(self.initial_state)
+        placed = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step_lib.replicated(self.devices)), abstract
+        )
+        items = checkpoints.restore(
+            newest, {'student': placed.student, 'best': placed.student, 'trainer': trainer_item(placed)}
+        )
+        meta = checkpoints.meta(newest)
+        if self.teacher and meta['teacher']['digest'] != self.teacher.digest:
+            raise UserError(
+                f'{self.workdir} was trained with the teacher {meta["teacher"]["origin"]} whose weights differ from '
+                f'those of {self.teacher.origin}; give back the former as config.teacher.path or use another --workdir'
+            )
+        self.state = with_items(placed, items)
+        self.best, self.history = items['best'], meta['history']
+        checkpoints.drop_after(newest)
+        self.drop_metrics_after(newest)
+        self.reporter.say(f'continuing from step {newest} of {self.total_steps}')
+
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
+        history = {**self.history, 'seconds': self.seconds()}
+        meta = {'data': as_config(self.dataset), 'history': history, 'step': step}
+        if self.teacher:
+            meta['teacher'] = {'origin': self.teacher.origin, 'digest': self.teacher.digest}
+        items = {'student': self.state.student, 'best': self.best, 'trainer': trainer_item(self.state)}
+        checkpoints.save(step, items, meta)
+
+    def seconds(self) -> float:
+        """Wall time of the run, earlier sessions included."""
+        return self.history['seconds'] + time.monotonic() - self.started
+
+    # The loop.
+
+    def train(self) -> dict[str, Any]:
+        """Step to the end and return the summary."""
+        checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
+        checkpoints.say = self.reporter.say
+        self.begin(checkpoints)
+        every = self.config.checkpoint.every_steps or self.steps_per_epoch
+        step = int(self.state.step)
+        batches = self.dataset.train_batches(step)
+        watched, epoch_started = None, time.monotonic()
+        try:
+            with self.reporter.live(self.total_steps, step):
+                epoch_first_step = step
+                while step < self.total_steps:
+                    mixed = not self.method.taps or float(self.mixing_weight(step // self.steps_per_epoch)) > 0
+                    self.state, seen = self.train_steps[mixed](
+                        self.state, self.frozen, self.resident, self.put(next(batches))
+                    )
+                    step += 1
+                    self.reporter.step(step)
+                    epoch_ends = step % self.steps_per_epoch == 0
+                    if step % WATCH_STEPS == 0:
+                        self.check_finite(watched)
+                        watched = seen['fault']
+                    if epoch_ends:
+                        self.check_finite(seen['fault'])
+                        epoch = step // self.steps_per_epoch
+                        rate = (step - epoch_first_step) * self.config.batch_size / (time.monotonic() - epoch_started)
+                        if epoch % self.config.eval_every == 0 or step == self.total_steps:
+                            self.end_epoch(epoch, step, seen['sums'], rate, mixed)
+                        epoch_first_step, epoch_started = step, time.monotonic()
+                    if step % every == 0 or step == self.total_steps:
+                        self.check_finite(seen['fault'])
+                        self.save(checkpoints, step)
+        finally:
+            checkpoints.close()
+        return self.finish()
+
+    def check_finite(self, fault: dict[str, jax.Array] | None) -> None:
+        """Stop at a loss term that was not finite."""
+        if fault is not None and int(fault['step']) >= 0:
+            names = step_lib.term_names(self.method, self.trains_teacher)
+            bad = [name for name in names if name != 'loss'][max(int(fault['term']) - 1, 0)]
+            raise UserError(
+                f'{bad} is not finite at step {int(fault["step"])}; the last good checkpoint is kept in '
+                f'{self.workdir}; lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
+            )
+
+    def end_epoch(self, epoch: int, step: int, sums: dict[str, jax.Array], rate: float, mixed: bool) -> None:
+        """Evaluate, keep the best, and write the epoch's line."""
+        learned = self.state.learned_teacher
+        frozen = self.frozen['variables'] if self.frozen and self.config.eval_hybrids else None
+        accuracies = self.evaluate(None, self.state.student, learned or frozen)
+        if accuracies['top1'] > self.history['best_top1']:
+            self.best = copy(self.state.student)
+            self.history |= {'best_top1': accuracies['top1'], 'best_epoch': epoch}
+        names = step_lib.term_names(self.method if mixed else self.method.without_mixing(), self.trains_teacher)
+        line = {'epoch': epoch, 'step': step, 'learning_rate': float(self.schedule(step - 1))}
+        if self.method.taps:
+            line['mix'] = float(self.mixing_weight(epoch - 1))
+        line |= {name: float(sums[name]) / self.steps_per_epoch for name in names}
+        line |= accuracies
+        line |= {'best_top1': self.history['best_top1'], 'images_per_second': round(rate, 1)}
+        self.history['last'] = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
+        if jax.process_index() == 0:
+            with open(self.workdir / runs.METRICS, 'a') as file:
+                file.write(json.dumps(line) + '\n')
+        self.reporter.epoch(line, self.config.epochs)
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget lines of steps that will be taken again."""
+        path = self.workdir / runs.METRICS
+        if path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
+            files.write_atomically(path, ''.join(f'{line}\n' for line in kept))
+
+    def finish(self) -> dict[str, Any]:
+        """Write and return the summary."""
+        config, last = self.config, self.history['last']
+        network = self.networks.student
+        teacher_top1 = self.teacher.top1 if self.teacher else last.get('teacher_top1')
+        shortcuts = network.shortcuts if isinstance(network.shortcuts, str) else ','.join(network.shortcuts)
+        summary = {
+            'procedure': config.procedure,
+            'dataset': self.dataset.name,
+            'eval_images': [self.dataset.name, self.dataset.eval_size],
+            'model': f'{"resnet" if shortcuts == "all" else "plain"}{network.depth}',
+            'depth': network.depth,
+            'stage_sizes': list(network.stage_sizes),
+            'width': network.width,
+            'shortcuts': shortcuts,
+            'dirac': bool(network.dirac),
+            'taps': list(self.method.taps),
+            'seed': config.seed,
+            'epochs': config.epochs,
+            'steps': self.total_steps,
+            'best_top1': self.history['best_top1'],
+            'best_epoch': self.history['best_epoch'],
+            'last_top1': last['top1'],
+            'last_top5': last['top5'],
+            'teacher_top1': teacher_top1,
+            'teacher': self.teacher.origin if self.teacher else None,
+            'wall_seconds': round(self.seconds(), 2),
+            'images_per_second': last['images_per_second'],
+            'student_digest': runs.digest(jax.device_get(self.state.student)),
+            'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+            'versions': runs.versions(),
+        }
+        files.write_json(self.workdir / runs.SUMMARY, summary)
+        return summary
+
+
+@jax.jit
+def copy(tree: Variables) -> Variables:
+    """A tree with buffers of its own, which survive the donation of the original's."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def is_student(path: tuple) -> bool:
+    return getattr(path[0], 'name', '') in ('params', 'stats') and path[1].key == joint.STUDENT
+
+
+def trainer_item(state: TrainState) -> dict[str, jax.Array]:
+    """All of a state but the student's variables, flat: {path: array}."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if not is_student(path)}
+
+
+def with_items(template: TrainState, items: dict[str, Any]) -> TrainState:
+    """The state whose student is items['student'] and whose rest is items['trainer'] (see `trainer_item`)."""
+    student = {'params': items['student']['params'], 'stats': items['student']['batch_stats']}
+
+    def leaf(path, _):
+        if not is_student(path):
+            return items['trainer'][jax.tree_util.keystr(path)]
+        node = student[path[0].name]
+        for key in path[2:]:
+            node = node[key.key]
+        return node
+
+    return jax.tree_util.tree_map_with_path(leaf, template)
