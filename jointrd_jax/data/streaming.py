@@ -1,5 +1,6 @@
 """Datasets too large for the device: images decoded and cropped by worker processes, step by step."""
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ import grain
 import jax
 import ml_collections
 import numpy as np
+from absl import flags
 
 from jointrd_jax.data import augment, images
 from jointrd_jax.data.base import Batch, Dataset, held_out, host_share
@@ -17,7 +19,10 @@ from jointrd_jax.errors import UserError
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision and the authors
 CHUNK = 64  # images that a worker prepares at a time: bounds its memory, whatever the batch size
 MAX_WORKERS = 32
+MAX_BAD = 1000  # in one chunk
 CHUNKS_AHEAD = 2  # kept ready by each worker
+
+logger = logging.getLogger(__name__)
 
 
 class Chunks:
@@ -86,14 +91,12 @@ class TrainChunks(Chunks):
         for row, position in enumerate(positions):
             rng = np.random.default_rng((self.seed, 1, position))
             flips[row] = self.flip and rng.random() < 0.5
-            crop = lambda data: images.random_resized_crop(data, self.size, rng)  # noqa: E731, B023
-            found, i = None, self.image_at(position)
-            for replacement in range(len(self.indices)):  # a bad image's place goes to another, drawn by position
-                if found := self.read(i, crop, bad):
-                    break
-                i = int(self.order[(position + 7919 * (replacement + 1)) % len(self.order)])
-            if found is None:
-                raise UserError(f'{self.source.name}: every image is bad; the last: {bad[-1]}')
+            crop = functools.partial(images.random_resized_crop, size=self.size, rng=rng)
+            i = self.image_at(position)
+            while (found := self.read(i, crop, bad)) is None:  # a bad image's place goes to another, drawn by position
+                if len(bad) > MAX_BAD:
+                    raise UserError(f'{self.source.name}: more than {MAX_BAD} bad images in one chunk, such as {bad[-1]}')
+                i = int(rng.choice(self.order))
             pixels[row], labels[row] = found
         return {'image': pixels, 'label': labels, 'flip': flips, 'bad': bad}
 
@@ -109,10 +112,10 @@ class EvalChunks(Chunks):
         positions, bad = self.positions(n), []
         pixels = np.zeros((len(positions), self.size, self.size, 3), np.uint8)
         labels, mask = np.zeros(len(positions), np.int32), np.zeros(len(positions), bool)
+        crop = functools.partial(images.centre_crop, size=self.size, resize=self.resize)
         for row, position in enumerate(positions):
             if position >= len(self.indices):
                 continue
-            crop = lambda data: images.centre_crop(data, self.size, self.resize)  # noqa: E731
             if found := self.read(int(self.indices[position]), crop, bad):
                 pixels[row], labels[row] = found
                 mask[row] = True
@@ -159,7 +162,7 @@ class Streaming(Dataset):
             raise UserError(f'batch_size={config.batch_size} is more than the {self.train_size} training images of {name}')
         self.resident = {}
         self.bad: set[str] = set()
-        self.open: list[Iterator] = []
+        self.running: list[Iterator[Batch]] = []
         for chunks in (self.train_chunks(), self.eval_chunks()):  # a split without usable images fails now, not later
             chunks.source[int(chunks.indices[0])]
 
@@ -188,23 +191,33 @@ class Streaming(Dataset):
         return min(os.cpu_count() or 1, MAX_WORKERS) if workers < 0 else workers
 
     def run(self, chunks: Chunks, start_step: int, stop_step: int) -> Iterator[Batch]:
-        """The batches of steps [start_step, stop_step), made by worker processes (or here, with 0 workers)."""
+        """The batches of steps [start_step, stop_step); ends with `close`."""
+        batches = self.batches(chunks, start_step, stop_step)
+        self.running.append(batches)
+        return batches
+
+    def batches(self, chunks: Chunks, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """Batches made by worker processes (or here, with 0 workers)."""
         numbers = grain.MapDataset.range(start_step * chunks.per_step, stop_step * chunks.per_step)
         dataset = numbers.map(chunks).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if workers := self.workers():
+            if not flags.FLAGS.is_parsed():  # Grain reads absl flags of its own; as a library we have parsed none
+                flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=CHUNKS_AHEAD),
                 worker_init_fn=start_worker,
             )
         iterator = iter(dataset)
-        self.open.append(iterator)
         try:
             for _ in range(start_step, stop_step):
-                parts = [self.next_chunk(iterator) for _ in range(chunks.per_step)]
-                yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+                yield self.next_batch(iterator, chunks.per_step)
         finally:
             iterator.close()
-            self.open.remove(iterator)
+
+    def next_batch(self, iterator: Iterator, chunks: int) -> Batch:
+        """The next chunks together, copied out of the workers' shared memory."""
+        parts = [self.next_chunk(iterator) for _ in range(chunks)]
+        return {key: np.concatenate([np.asarray(part[key]) for part in parts]) for key in parts[0]}
 
     def next_chunk(self, iterator: Iterator) -> Batch:
         try:
@@ -218,7 +231,7 @@ class Streaming(Dataset):
             ) from error
         for message in chunk.pop('bad'):
             if message not in self.bad:
-                logging.warning('skipped: %s', message)
+                logger.warning('skipped: %s', message)
                 self.bad.add(message)
         return chunk
 
@@ -238,7 +251,7 @@ class Streaming(Dataset):
         return augment.cutout(normal, key, self.config.dataset.cutout), batch['label']
 
     def close(self) -> None:
-        for iterator in list(self.open):
-            iterator.close()
+        while self.running:
+            self.running.pop().close()
         if self.bad:
-            logging.warning('%s: %d bad images skipped, such as %s', self.name, len(self.bad), min(self.bad))
+            logger.warning('%s: %d bad images skipped, such as %s', self.name, len(self.bad), min(self.bad))

@@ -43,7 +43,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     info = read_info(directory)
     image, label = image_and_label(info)
     classes = tuple(info.features[label].names or ())
-    source = lambda split: open_split(info, split, classes, image, label, directory)  # noqa: E731
+    source = lambda split: open_split(info, split, classes, image, label, directory)
     train = source(pick_split(info, settings.train_split, ('train',), 'train_split'))
     evaluation = None
     if not settings.validation_size:
@@ -133,7 +133,7 @@ def image_and_label(info) -> tuple[str, str]:
         if len(preferred or names) != 1:
             raise UserError(
                 f'{info.full_name} is not for image classification: it needs {what} feature'
-                f'{" (one, not several)" if names else ""} and has {", ".join(features) or "none"}'
+                f'{" (one, not several)" if names else ""} and has {", ".join(sorted(features)) or "none"}'
             )
         chosen += preferred or names
     return chosen[0], chosen[1]

@@ -27,6 +27,8 @@ HEADER, FOOTER = 12, 4  # bytes around the data of a record
 INDEX_THREADS = 16  # shards scanned at once: the scan waits for the disk or the network, not for the CPU
 MAX_OPEN = 512  # shards kept open per process; the usual limit on open files is 1024
 
+logger = logging.getLogger(__name__)
+
 
 def masked_crc(data: bytes) -> int:
     """The checksum that the format stores: CRC-32C, rotated and offset."""
@@ -84,7 +86,7 @@ def index(paths: Sequence[str]) -> list[np.ndarray]:
             return shards
         except OSError:
             continue
-    logging.warning('the index of %s is built at every start: neither %s nor %s can be written', paths[0], beside, cache)
+    logger.warning('the index of %s is built at every start: neither %s nor %s can be written', paths[0], beside, cache)
     return shards
 
 
@@ -105,7 +107,7 @@ def stamp(path: str) -> tuple[int, int]:
 def load_index(file: Path, names: np.ndarray, stamps: np.ndarray) -> list[np.ndarray] | None:
     """The cached index, or None where there is none or it is stale or unreadable."""
     try:
-        with np.load(file) as saved:
+        with open(file, 'rb') as content, np.load(content) as saved:
             if not (np.array_equal(saved['names'], names) and np.array_equal(saved['stamps'], stamps)):
                 return None
             return np.split(saved['offsets'], np.cumsum(saved['lengths'])[:-1])
