@@ -22,7 +22,7 @@ from jointrd_jax.progress import Reporter
 from jointrd_jax.step import AXIS, TrainState
 
 # Fields that may change when a run is continued: they do not change its result.
-HARMLESS = ('checkpoint.every_steps', 'checkpoint.keep', 'dataset.data_dir', 'teacher.path')
+HARMLESS = ('checkpoint.every_steps', 'checkpoint.keep', 'dataset.data_dir', 'dataset.workers', 'teacher.path')
 TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 

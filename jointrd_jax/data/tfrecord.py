@@ -184,6 +184,6 @@ class TFRecordFiles:
             self.files[part] = os.open(self.paths[part], os.O_RDONLY)
         return self.files[part]
 
-    def __del__(self):
+    def __del__(self, close=os.close):  # bound here: at the interpreter's end `os` may be gone
         for file in getattr(self, 'files', {}).values():
-            os.close(file)
+            close(file)
