@@ -24,6 +24,8 @@ STAGE_SIZES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 BOTTLENECK_DEPTHS = (50,)
 BOTTLENECK_EXPANSION = 4
 
+SMALL_MAP = 16  # positions; see `convolve`
+
 Variables = dict[str, Any]
 
 kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -39,6 +41,28 @@ def dirac_delta(shape: Sequence[int], dtype: Any) -> jax.Array:
     """The identity kernel of `shape` [kh, kw, in, out]: passes channel i to channel i."""
     height, width, inputs, outputs = shape
     return jnp.zeros(shape, dtype).at[height // 2, width // 2].set(jnp.eye(inputs, outputs, dtype=dtype))
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution of `x` [B, H, W, in] with `kernel` [k, k, in, out], k odd, symmetric zero padding.
+
+    On the CPU backend, small maps go through one matrix product over the k*k shifted copies: XLA's
+    convolution there is up to 15 times slower (2x2 maps of 32 channels; benchmarks/convolution.py).
+    """
+    size, (height, width) = kernel.shape[0], x.shape[1:3]
+    pad = size // 2
+    if jax.default_backend() != 'cpu' or height * width > SMALL_MAP:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+    def useful(length: int) -> list[int]:  # kernel rows or columns that ever meet more than padding
+        return [i for i in range(size) if any(0 <= o + i - pad < length for o in range(0, length, stride))]
+
+    rows, columns = useful(height), useful(width)
+    kernel = kernel[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    shifted = [x[:, i : i + height : stride, j : j + width : stride] for i in rows for j in columns]
+    return jnp.tensordot(jnp.concatenate(shifted, -1), kernel.reshape(-1, kernel.shape[-1]), 1)
 
 
 class Conv(nn.Module):
@@ -60,14 +84,9 @@ class Conv(nn.Module):
         if self.dirac:
             alpha = self.param('alpha', nn.initializers.ones, (self.features,))
             beta = self.param('beta', nn.initializers.constant(0.1), (self.features,))
-            kernel = alpha * dirac_delta(kernel.shape, kernel.dtype) + beta * kernel
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=[(self.size // 2, self.size // 2)] * 2,
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        )
+            delta = dirac_delta(kernel.shape, kernel.dtype)
+            kernel = alpha.reshape(1, 1, 1, -1) * delta + beta.reshape(1, 1, 1, -1) * kernel
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
 class BatchNorm(nn.Module):
@@ -105,6 +124,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
+        mean, factor, bias = (v.reshape(1, 1, 1, -1) for v in (mean, factor, bias))
         return ((wide - mean) * factor + bias).astype(self.dtype)
 
 
