@@ -105,14 +105,14 @@ FIELDS: dict[str, Field] = {
     'dataset.train_split': Field('', *ANY_TEXT, "of a TFDS dataset, slices such as train[:90%] too; '': train"),
     'dataset.eval_split': Field('', *ANY_TEXT, "the same for evaluation; '': test, or validation without a test"),
     'dataset.in_memory': Field(
-        'auto', *one_of('auto', 'always', 'never'), 'keep a TFDS dataset on the device; auto: one image size, up to 1 GiB'
+        'auto', *one_of('auto', 'always', 'never'), 'keep a TFDS dataset on the device; auto: if of one size, up to 1 GiB'
     ),
     'dataset.image_size': Field(224, *at_least(1), 'side of the crops of streamed (not in-memory) images'),
     'dataset.resize': Field(256, *at_least(1), 'streamed images: shorter side in evaluation, before the centre crop'),
     'dataset.workers': Field(
         -1, 'whole number >= -1', lambda v: v >= -1, 'input processes per host; -1: one per core, at most 32; 0: none'
     ),
-    'dataset.on_bad_image': Field('fail', *one_of('fail', 'skip'), 'stop at a bad streamed image, or count and report it'),
+    'dataset.on_bad_image': Field('fail', *one_of('fail', 'skip'), 'stop at a bad streamed image, or count it'),
     'dataset.eval_fraction': Field(
         0.1, *between(0, 0.999), 'folder without train/ and val/: share of each class that is evaluated on'
     ),

@@ -73,7 +73,9 @@ def host_share(batch_size: int) -> slice:
 def held_out(size: int, validation_size: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Which of `size` training images to train on, and which to evaluate on: always the same ones."""
     if validation_size >= size:
-        raise UserError(f'dataset.validation_size={validation_size} leaves none of the {size} training images of {name}')
+        raise UserError(
+            f'dataset.validation_size={validation_size} leaves none of the {size} training images of {name}'
+        )
     order = np.random.default_rng(0).permutation(size)
     return order[validation_size:], order[:validation_size]
 

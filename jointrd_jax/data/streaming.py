@@ -95,7 +95,7 @@ class TrainChunks(Chunks):
             i = self.image_at(position)
             while (found := self.read(i, crop, bad)) is None:  # a bad image's place goes to another, drawn by position
                 if len(bad) > MAX_BAD:
-                    raise UserError(f'{self.source.name}: more than {MAX_BAD} bad images in one chunk, such as {bad[-1]}')
+                    raise UserError(f'{self.source.name}: over {MAX_BAD} bad images in one chunk, such as {bad[-1]}')
                 i = int(rng.choice(self.order))
             pixels[row], labels[row] = found
         return {'image': pixels, 'label': labels, 'flip': flips, 'bad': bad}
@@ -159,7 +159,9 @@ class Streaming(Dataset):
         self.image_shape = (settings.image_size, settings.image_size, 3)
         self.train_size, self.eval_size = len(self.train_indices), len(self.eval_indices)
         if self.train_size < config.batch_size:
-            raise UserError(f'batch_size={config.batch_size} is more than the {self.train_size} training images of {name}')
+            raise UserError(
+                f'batch_size={config.batch_size} is more than the {self.train_size} training images of {name}'
+            )
         self.resident = {}
         self.bad: set[str] = set()
         self.running: list[Iterator[Batch]] = []

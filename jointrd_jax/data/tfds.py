@@ -43,7 +43,10 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     info = read_info(directory)
     image, label = image_and_label(info)
     classes = tuple(info.features[label].names or ())
-    source = lambda split: open_split(info, split, classes, image, label, directory)
+
+    def source(split: str) -> Source:
+        return open_split(info, split, classes, image, label, directory)
+
     train = source(pick_split(info, settings.train_split, ('train',), 'train_split'))
     evaluation = None
     if not settings.validation_size:
@@ -117,7 +120,7 @@ def read_info(directory: Path):
         return tfds.builder_from_directory(directory).info
     except Exception as error:  # TFDS raises whatever its parsers do
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f'{directory}: the metadata of this dataset cannot be read ({reason}); prepare it again') from error
+        raise UserError(f'{directory}: its metadata cannot be read ({reason}); prepare it again') from error
 
 
 def image_and_label(info) -> tuple[str, str]:

@@ -15,7 +15,8 @@ def test_train_and_val_with_sorted_classes(tmp_path):
     dataset = data.load(real_data.config('folder', tmp_path))
     assert dataset.classes == ('ape', 'cat', 'dog')
     assert (dataset.train_size, dataset.eval_size) == (6, 3)
-    assert [dataset.train_source.describe(i).split('/')[-2] for i in range(6)] == ['ape', 'ape', 'cat', 'cat', 'dog', 'dog']
+    folders = [dataset.train_source.describe(i).split('/')[-2] for i in range(6)]
+    assert folders == ['ape', 'ape', 'cat', 'cat', 'dog', 'dog']
     assert list(dataset.train_source.labels) == [0, 0, 1, 1, 2, 2]
 
 

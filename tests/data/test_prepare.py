@@ -16,9 +16,8 @@ WRITTEN = Path(__file__).parent / 'tensorflow_written'
 
 def command(*args) -> tuple[int, str, list[str]]:
     """(status, standard output, lines on standard error) of the command line."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'jointrd_jax.prepare', *map(str, args)], check=False, capture_output=True, text=True, timeout=60
-    )
+    arguments = [sys.executable, '-m', 'jointrd_jax.prepare', *map(str, args)]
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr.splitlines()
 
 
@@ -58,15 +57,14 @@ def test_an_unwritable_target_is_named(tmp_path):
 def test_imagenet_names_its_manual_files_first(tmp_path):
     status, _, lines = command('imagenet2012', '--data_dir', tmp_path)
     assert status == 2 and len(lines) == 1
-    for part in ('ILSVRC2012_img_train.tar (137.74 GiB)', 'ILSVRC2012_img_val.tar', str(tmp_path / 'downloads' / 'manual')):
+    manual = str(tmp_path / 'downloads' / 'manual')
+    for part in ('ILSVRC2012_img_train.tar (137.74 GiB)', 'ILSVRC2012_img_val.tar', manual):
         assert part in lines[0]
 
 
 def test_says_what_it_downloads_and_names_the_missing_extra(tmp_path, monkeypatch, capsys):
-    find_spec = prepare.importlib.util.find_spec
-    monkeypatch.setattr(
-        prepare.importlib.util, 'find_spec', lambda name, *rest: None if name == 'tensorflow' else find_spec(name, *rest)
-    )
+    find = prepare.importlib.util.find_spec
+    monkeypatch.setattr(prepare.importlib.util, 'find_spec', lambda name: None if name == 'tensorflow' else find(name))
     with pytest.raises(UserError, match=re.escape("the extra [prepare]: pip install 'jointrd_jax[prepare]'")):
         prepare.prepare('cifar10', tmp_path, 'array_record')
     assert 'cifar10/3.0.2: downloads 162.17 MiB (1 file)' in capsys.readouterr().out

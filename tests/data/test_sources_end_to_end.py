@@ -48,7 +48,7 @@ class CutOff(Reporter):
 
 
 def test_a_run_that_is_cut_off_in_an_epoch_ends_as_if_it_had_not_been(tmp_path):
-    made = config('folder', fixture('folder', tmp_path / 'data'), cutout=8)
+    made = config('folder', fixture('folder', tmp_path / 'data'))
     expected = train.run(made, tmp_path / 'whole')
     made.checkpoint.every_steps = 2
     with pytest.raises(KeyboardInterrupt):
