@@ -74,7 +74,9 @@ def run(
             wanted = ['resnet', *(n for n in wanted if n != 'resnet')]
         for name in wanted:
             label = f'{name} seed {seed}'
-            summary = train.run(cell_config(config, name, seed, teacher), place(name), Reporter(label, reporter.console))
+            summary = train.run(
+                cell_config(config, name, seed, teacher), place(name), Reporter(label, reporter.console)
+            )
             if name in summaries:
                 summaries[name].append({**summary, 'path': str(place(name).relative_to(workdir))})
     result = {name: statistics_of(found) for name, found in summaries.items()}
@@ -113,7 +115,9 @@ def draw(workdir: Path, result: dict[str, Any]) -> None:
         epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         (line,) = axes.plot(epochs, [statistics.fmean(v) for v in values], label=name)
-        axes.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color())
+        axes.fill_between(
+            epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color()
+        )
     axes.set(xlabel='epoch', ylabel='top-1 on the evaluation images (%)', ylim=(0, 101))
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')

@@ -55,6 +55,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
         )
+
     def useful(length: int) -> list[int]:  # kernel rows or columns that ever meet more than padding
         return [i for i in range(size) if any(0 <= o + i - pad < length for o in range(0, length, stride))]
 

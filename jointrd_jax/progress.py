@@ -51,7 +51,11 @@ class Reporter:
         shown = [f'epoch {line["epoch"]}/{epochs}', f'loss {line["loss"]:.4f}']
         if 'mix' in line:
             shown.append(f'mix {line["mix"]:.2f}')
-        shown += [f'top-1 {line["top1"]:.2f}%', f'best {line["best_top1"]:.2f}%', f'{line["images_per_second"]:.0f} img/s']
+        shown += [
+            f'top-1 {line["top1"]:.2f}%',
+            f'best {line["best_top1"]:.2f}%',
+            f'{line["images_per_second"]:.0f} img/s',
+        ]
         text = '  '.join(shown)
         if self._bar:
             self._bar.update(self._task, description=f'{self.label}  {text}')

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import build, config as config_lib, data, files, joint, runs, step as step_lib
 from jointrd_jax.checkpoint import Checkpoints
@@ -78,7 +77,8 @@ def check_batches(config: ml_collections.ConfigDict, dataset: data.Dataset) -> N
             raise UserError(f'config.{name}={size} does not divide over {devices} devices; {fitting} would')
     if config.batch_size > dataset.train_size:
         raise UserError(
-            f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images of {dataset.name}'
+            f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images '
+            f'of {dataset.name}'
         )
 
 
@@ -258,7 +258,8 @@ class Trainer:
             return
         abstract = jax.eval_shape(self.initial_state)
         placed = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step_lib.replicated(self.devices)), abstract
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step_lib.replicated(self.devices)),
+            abstract,
         )
         items = checkpoints.restore(
             newest, {'student': placed.student, 'best': placed.student, 'trainer': trainer_item(placed)}

@@ -15,9 +15,13 @@ def rates(config, epochs, steps_per_epoch=10):
 
 def test_the_authors_schedules():
     cifar = shipped_config('cifar10')
-    np.testing.assert_allclose(rates(cifar, [0, 99.9, 100, 149.9, 150, 199]), [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3], rtol=1e-5)
+    np.testing.assert_allclose(
+        rates(cifar, [0, 99.9, 100, 149.9, 150, 199]), [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3], rtol=1e-5
+    )
     imagenet = shipped_config('imagenet')
-    np.testing.assert_allclose(rates(imagenet, [0, 29.9, 30, 60, 90, 119]), [0.2, 0.2, 0.02, 2e-3, 2e-4, 2e-4], rtol=1e-5)
+    np.testing.assert_allclose(
+        rates(imagenet, [0, 29.9, 30, 60, 90, 119]), [0.2, 0.2, 0.02, 2e-3, 2e-4, 2e-4], rtol=1e-5
+    )
 
 
 def test_warmup_and_cosine():

@@ -121,7 +121,9 @@ class Golden:
         device_step = step_lib.make_device_step(
             self.networks, self.method, optimizer, 1, lambda epoch: self.m, self.method.num_paths
         )
-        mesh = jax.make_mesh((1,), (step_lib.AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+        mesh = jax.make_mesh(
+            (1,), (step_lib.AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,)
+        )
         data = P(step_lib.AXIS)
         mapped = jax.jit(
             jax.shard_map(device_step, mesh=mesh, in_specs=(P(), P(), data, data), out_specs=P(), check_vma=False)
@@ -146,7 +148,6 @@ def test_forward_and_joint_loss(golden):
     assert difference(golden.margin(), golden['margin']) < LOSS
     evaluated = jax.jit(golden.student.apply)(golden.variables['student'], golden.images[0])
     assert difference(evaluated.logits, golden['student_logits_eval']) < LOSS
-
 
     @jax.jit
     def paths(student, teacher, images):

@@ -63,9 +63,8 @@ def test_the_mixture_is_the_weighted_sum_of_its_paths():
         loss, params, teacher = loss_of(method, mix=mix)
         return jax.jit(jax.grad(loss))(params, teacher)['student']
 
-    alone, zero, half, full = (
-        grad(joint.Method(), 1.0), grad(joint.Method(taps), 0.0), grad(joint.Method(taps), 0.5), grad(joint.Method(taps), 1.0)
-    )  # fmt: skip
+    alone = grad(joint.Method(), 1.0)
+    zero, half, full = (grad(joint.Method(taps), mix) for mix in (0.0, 0.5, 1.0))
     averaged = grad(joint.Method(taps, average_paths=True), 0.5)
 
     def same(a, b):

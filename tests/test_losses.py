@@ -17,7 +17,7 @@ def test_cross_entropy_by_hand():
 
 
 def test_margins_by_hand():
-    # N(0, 1) given that it is negative has mean -sqrt(2/pi); N(10, 1) is never negative: -3 std; the sign is irrelevant.
+    # N(0, 1) given that it is negative has mean -sqrt(2/pi), whatever the scale's sign; N(10, 1) never is: -3 std.
     margin = losses.margins(jnp.array([1.0, -1.0, 1.0, 2.0]), jnp.array([0.0, 0.0, 10.0, 30.0]))
     np.testing.assert_allclose(margin, [-np.sqrt(2 / np.pi)] * 2 + [-3, -6], rtol=1e-5)
 

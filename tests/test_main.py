@@ -56,7 +56,16 @@ def test_required_flags_are_named():
 
 
 def test_compare(tmp_path):
-    args = ['--config', 'configs/digits.py', '--workdir', str(tmp_path), '--seeds', '0,1', '--procedures', 'plain,jointrd+dirac']
+    args = [
+        '--config',
+        'configs/digits.py',
+        '--workdir',
+        str(tmp_path),
+        '--seeds',
+        '0,1',
+        '--procedures',
+        'plain,jointrd+dirac',
+    ]
     done = command('compare', *args, *SHRINK)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / 'compare.json').read_text())
@@ -76,7 +85,11 @@ def test_compare(tmp_path):
 
 def test_compare_refuses_what_is_no_procedure(tmp_path):
     args = ['--config', 'configs/digits.py', '--workdir', str(tmp_path / 'c'), '--procedures']
-    for names, message in (('plane', 'not one of resnet, plain'), ('resnet+dirac', 'no Dirac'), ('plain,plain', 'each once')):
+    for names, message in (
+        ('plane', 'not one of resnet, plain'),
+        ('resnet+dirac', 'no Dirac'),
+        ('plain,plain', 'each once'),
+    ):
         done = command('compare', *args, names)
         assert done.returncode == 2 and message in done.stderr, done.stderr
     assert not (tmp_path / 'c').exists()

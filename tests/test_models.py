@@ -102,9 +102,7 @@ def test_small_maps_equal_the_convolution(size, height, width, stride):
         )
 
     assert height * width <= models.SMALL_MAP
-    np.testing.assert_allclose(
-        models.convolve(x, kernel, stride), reference(x, kernel), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(models.convolve(x, kernel, stride), reference(x, kernel), rtol=1e-4, atol=1e-4)
 
 
 def test_batch_norm_keeps_the_unbiased_variance():
@@ -133,6 +131,8 @@ def test_torch_names_there_and_back(scheme):
     network = models.create('resnet50', **SMALL)
     variables = random_variables(network, 3)
     flat = export_names(variables, scheme)
-    assert ('layer2.0.downsample.1.running_var' if scheme == 'torchvision' else 'layers.1.0.downsample.1.running_var') in flat
+    assert (
+        'layer2.0.downsample.1.running_var' if scheme == 'torchvision' else 'layers.1.0.downsample.1.running_var'
+    ) in flat
     back = import_names(variables, flat, scheme)
     jax.tree.map(np.testing.assert_array_equal, variables, back)

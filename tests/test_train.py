@@ -113,7 +113,7 @@ def test_restore_starts_from_another_runs_weights(teacher_run, tmp_path, quiet):
     for a, b in zip(before, after):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert summary['steps'] == 40
-    with pytest.raises(UserError, match="shortcuts all .* needs shortcuts none"):
+    with pytest.raises(UserError, match='shortcuts all .* needs shortcuts none'):
         train.run(tiny_config(procedure='plain', restore=str(teacher_run)), tmp_path / 'other', quiet)
     assert not (tmp_path / 'other').exists()
 
@@ -122,7 +122,10 @@ def test_restore_starts_from_another_runs_weights(teacher_run, tmp_path, quiet):
     'overrides, message',
     [
         (dict(model__width=8), r'has width 4 .* needs width 8'),
-        (dict(model__stage_sizes=(1, 2, 1, 1)), r'stage_sizes \(1, 1, 1, 1\) \(depth 10\).*\(1, 2, 1, 1\) \(depth 12\)'),
+        (
+            dict(model__stage_sizes=(1, 2, 1, 1)),
+            r'stage_sizes \(1, 1, 1, 1\) \(depth 10\).*\(1, 2, 1, 1\) \(depth 12\)',
+        ),
         (dict(model__stem='imagenet'), 'stem_kind cifar .* needs stem_kind imagenet'),
     ],
 )
@@ -156,7 +159,9 @@ def test_batches_must_divide_and_fit(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, quiet):
     config = tiny_config(procedure='plain', optimizer__learning_rate=1e30, optimizer__schedule='constant')
-    with pytest.raises(UserError, match=r'(ce/student|gradient_norm) is not finite at step \d+; the last good checkpoint'):
+    with pytest.raises(
+        UserError, match=r'(ce/student|gradient_norm) is not finite at step \d+; the last good checkpoint'
+    ):
         train.run(config, tmp_path / 'run', quiet)
     assert not (tmp_path / 'run' / runs.SUMMARY).exists()
 
