@@ -105,7 +105,7 @@ FIELDS: dict[str, Field] = {
     'dataset.train_split': Field('', *ANY_TEXT, "of a TFDS dataset, slices such as train[:90%] too; '': train"),
     'dataset.eval_split': Field('', *ANY_TEXT, "the same for evaluation; '': test, or validation without a test"),
     'dataset.in_memory': Field(
-        'auto', *one_of('auto', 'always', 'never'), 'keep a TFDS dataset on the device; auto: if of one size, up to 1 GiB'
+        'auto', *one_of('auto', 'always', 'never'), 'keep a TFDS set on the device; auto: if of one size, up to 1 GiB'
     ),
     'dataset.image_size': Field(224, *at_least(1), 'side of the crops of streamed (not in-memory) images'),
     'dataset.resize': Field(256, *at_least(1), 'streamed images: shorter side in evaluation, before the centre crop'),

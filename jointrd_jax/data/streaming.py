@@ -38,9 +38,7 @@ class Chunks:
       skip_bad: replace (training) or mask (evaluation) bad images rather than raise.
     """
 
-    def __init__(
-        self, source: Source, indices: np.ndarray, *, batch_size: int, rows: slice, size: int, skip_bad: bool
-    ):
+    def __init__(self, source: Source, indices: np.ndarray, *, batch_size: int, rows: slice, size: int, skip_bad: bool):
         self.source, self.indices, self.batch_size, self.rows = source, indices, batch_size, rows
         self.size, self.skip_bad = size, skip_bad
         self.per_step = -(-(rows.stop - rows.start) // CHUNK)
@@ -139,9 +137,7 @@ class Streaming(Dataset):
       config: the run's config.
     """
 
-    def __init__(
-        self, name: str, train: Source, evaluation: Source | None, config: ml_collections.ConfigDict
-    ):
+    def __init__(self, name: str, train: Source, evaluation: Source | None, config: ml_collections.ConfigDict):
         settings = config.dataset
         self.name, self.classes, self.mean, self.std, self.config = name, train.classes, MEAN, STD, config
         self.train_source, self.eval_source = train, evaluation

@@ -25,9 +25,7 @@ def fixture(kind, root):
     return root
 
 
-@pytest.mark.parametrize(
-    ('kind', 'evaluated'), [('cifar10', 4), ('array_record', 6), ('tfrecord', 6), ('folder', 6)]
-)
+@pytest.mark.parametrize(('kind', 'evaluated'), [('cifar10', 4), ('array_record', 6), ('tfrecord', 6), ('folder', 6)])
 def test_a_run_on_each_kind_of_source(tmp_path, kind, evaluated):
     summary = train.run(config(kind, fixture(kind, tmp_path / 'data')), tmp_path / 'run')
     assert summary['eval_images'][1] == evaluated
