@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax import build, config as config_lib, data, files, joint, runs, step as step_lib
+from jointrd_jax import build, config as config_lib, data, files, hosts, joint, runs, step as step_lib
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
@@ -44,6 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         Nothing is made before config and data are known to be good.
     """
     config_lib.validate(config)
+    hosts.agree(config_lib.flatten(config))
     workdir = Path(workdir).absolute()
     reporter = reporter or Reporter(config.procedure)
     dataset = data.load(config)
@@ -53,9 +54,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         method = build.method(config, student)
         check_workdir(config, workdir)
         check_restore(config, student, dataset)
-        with files.owned(workdir):
-            files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
+        with hosts.only_first(files.owned(workdir)):
+            if hosts.is_first():
+                files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
             summary = runs.read_summary(workdir)
+            hosts.sync('workdir read')
             if summary is None:
                 summary = Trainer(config, workdir, dataset, student, method, reporter).train()
             else:
@@ -353,7 +356,7 @@ class Trainer:
         line |= accuracies
         line |= {'best_top1': self.history['best_top1'], 'images_per_second': round(rate, 1)}
         self.history['last'] = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
-        if jax.process_index() == 0:
+        if hosts.is_first():
             with open(self.workdir / runs.METRICS, 'a') as file:
                 file.write(json.dumps(line) + '\n')
         self.reporter.epoch(line, self.config.epochs)
@@ -361,7 +364,7 @@ class Trainer:
     def drop_metrics_after(self, step: int) -> None:
         """Forget lines of steps that will be taken again."""
         path = self.workdir / runs.METRICS
-        if path.exists():
+        if hosts.is_first() and path.exists():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
             files.write_atomically(path, ''.join(f'{line}\n' for line in kept))
@@ -398,7 +401,9 @@ class Trainer:
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': runs.versions(),
         }
-        files.write_json(self.workdir / runs.SUMMARY, summary)
+        if hosts.is_first():
+            files.write_json(self.workdir / runs.SUMMARY, summary)
+        hosts.sync('summary written')
         return summary
 
 
