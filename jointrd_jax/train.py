@@ -101,11 +101,21 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def check_restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> None:
-    """`config.restore` must hold the same network, for the same classes."""
+    """`config.restore` must hold the same network, for the same classes unless the head is new."""
+    if config.restore_head == 'new' and not config.restore:
+        raise UserError(
+            'config.restore_head=new needs config.restore=RUN, the run to start from (see configs/finetune.py)'
+        )
     if config.restore:
         other = runs.load(config.restore)
+        channels = other.data['image_shape'][-1], dataset.image_shape[-1]
+        if channels[0] != channels[1]:
+            raise UserError(
+                f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
+            )
         check_same(f'config.restore={config.restore}', other.network, student, SHAPE_FIELDS + ('shortcuts', 'dirac'))
-        check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+        if config.restore_head == 'keep':
+            check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
 
 
 SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
@@ -133,6 +143,8 @@ def report(summary: dict[str, Any], reporter: Reporter) -> None:
     """The final table of a run."""
     keys = ('procedure', 'dataset', 'model', 'shortcuts', 'seed', 'epochs', 'last_top1', 'best_top1', 'teacher_top1')
     rows = [(key, '-' if summary.get(key) is None else str(summary.get(key))) for key in keys]
+    if summary.get('skipped_images'):
+        rows.append(('bad images skipped', str(summary['skipped_images'])))
     rows.append(('wall time', f'{summary["wall_seconds"]:.1f} s'))
     reporter.table('finished', rows, (summary['procedure'], 'accuracies in percent'))
 
@@ -190,7 +202,7 @@ class Trainer:
         path = Path(self.config.teacher.path) if self.config.teacher.path else self.workdir / 'teacher'
         if not self.config.teacher.path and runs.read_summary(path) is None:
             config = ml_collections.ConfigDict(self.config)
-            config.procedure, config.restore = 'resnet', ''
+            config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
             self.reporter.say(f'training the teacher first, in {path}')
             run(config, path, Reporter('teacher', self.reporter.console))
         found = runs.load(path, self.config.teacher.which)
@@ -248,12 +260,21 @@ class Trainer:
             self.optimizer, self.trains_teacher, student,
         )  # fmt: skip
 
+    def restored(self) -> Variables:
+        """The weights of `config.restore`; with a fresh head where it is to be new."""
+        variables = runs.load(self.config.restore).variables
+        if self.config.restore_head == 'new':
+            images = jnp.zeros((1, *self.dataset.image_shape), jnp.float32)
+            fresh = self.networks.student.init(jax.random.key(self.config.seed), images)
+            variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
+        return variables
+
     def begin(self, checkpoints: Checkpoints) -> None:
         """Fresh state, or the newest intact checkpoint's; metrics after it are dropped."""
         self.best, self.history = None, {'best_top1': -1.0, 'best_epoch': 0, 'seconds': 0.0, 'last': {}}
         newest = checkpoints.newest_intact()
         if newest is None:
-            student = runs.load(self.config.restore).variables if self.config.restore else None
+            student = self.restored() if self.config.restore else None
             make = jax.jit(self.initial_state, out_shardings=step_lib.replicated(self.devices))
             self.state = make(student)
             self.best = copy(self.state.student)
@@ -386,6 +407,7 @@ class Trainer:
             'shortcuts': shortcuts,
             'dirac': bool(network.dirac),
             'taps': list(self.method.taps),
+            'skipped_images': self.dataset.skipped,
             'seed': config.seed,
             'epochs': config.epochs,
             'steps': self.total_steps,
