@@ -16,6 +16,7 @@ from jointrd_jax.models import SHORTCUTS, STAGE_SIZES, STEMS
 
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', 'resnet_kd')
 TRAINS_RESNET = ('resnet', 'resnet_kd')
+TRACKERS = ('wandb',)
 NEEDS_TEACHER = ('jointrd', 'feature_kd', 'logit_kd', 'resnet_kd')
 
 
@@ -108,6 +109,14 @@ FIELDS: dict[str, Field] = {
     'dataset.cutout': Field(0, *at_least(0), 'side of the square cut out of each training image; 0: none'),
     'teacher.path': Field('', *ANY_TEXT, "finished run of procedure resnet; '': trained first, into WORKDIR/teacher"),
     'teacher.which': Field('last', *one_of('last', 'best'), "which of that run's checkpoints"),
+    'log.quiet': Field(False, *YES_NO, 'print nothing but the final table'),
+    'log.gradients': Field(
+        0, *at_least(0), "epochs between measurements of the gradient's origins, teacher or student; 0: none"
+    ),
+    'log.tensorboard': Field(0, *at_least(0), 'epochs between points written for TensorBoard; 0: no event files'),
+    'log.histograms': Field(0, *at_least(0), 'epochs between histograms of all parameters, for the trackers; 0: none'),
+    'log.images': Field(16, *at_least(0), 'augmented training images shown to the trackers when the run begins'),
+    'log.tracker': Field('', *one_of('', *TRACKERS), "also log to this service (extra of its name); '': none"),
     'checkpoint.every_steps': Field(0, *at_least(0), 'steps between checkpoints; 0: one per epoch'),
     'checkpoint.keep': Field(2, *at_least(1), 'how many of the newest are kept'),
 }  # fmt: skip

@@ -1,5 +1,8 @@
 """The one exception for everything a user can get wrong or that can go wrong outside the code."""
 
+import importlib
+from types import ModuleType
+
 
 class UserError(Exception):
     """Bad input: a config value, a path, a dataset, a checkpoint, a weight file.
@@ -12,3 +15,17 @@ class UserError(Exception):
 def choice_error(field: str, value: object, choices) -> UserError:
     """The error for a value outside its `choices`, naming all of them."""
     return UserError(f'{field}={value!r} is not one of {", ".join(map(str, choices))}')
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Raises:
+      UserError: it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed; it comes with the extra [{extra}]: pip install 'jointrd_jax[{extra}]'"
+        ) from error
