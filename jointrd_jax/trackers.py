@@ -38,6 +38,7 @@ class Tracker(abc.ABC):
     def finish(self, summary: dict[str, Any]) -> None:
         """The run is complete: hyperparameters beside its result."""
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Everything given is on disk."""
 
