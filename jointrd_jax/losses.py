@@ -38,7 +38,7 @@ def margin_distillation(features: jax.Array, target: jax.Array, margin: jax.Arra
     """
     wide = jnp.promote_types(jnp.float32, features.dtype)
     features = features.astype(wide)
-    target = jnp.maximum(jax.lax.stop_gradient(target).astype(wide), margin)
+    target = jnp.maximum(jax.lax.stop_gradient(target).astype(wide), margin.reshape(1, 1, 1, -1))
     counts = (features > target) | (target > 0)
     return jnp.where(counts, jnp.square(features - target), 0).sum((1, 2, 3)).mean()
 

@@ -55,6 +55,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
         )
+
     def useful(length: int) -> list[int]:  # kernel rows or columns that ever meet more than padding
         return [i for i in range(size) if any(0 <= o + i - pad < length for o in range(0, length, stride))]
 
@@ -62,7 +63,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     kernel = kernel[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     shifted = [x[:, i : i + height : stride, j : j + width : stride] for i in rows for j in columns]
-    return jnp.concatenate(shifted, -1) @ kernel.reshape(-1, kernel.shape[-1])
+    return jnp.tensordot(jnp.concatenate(shifted, -1), kernel.reshape(-1, kernel.shape[-1]), 1)
 
 
 class Conv(nn.Module):
@@ -84,7 +85,8 @@ class Conv(nn.Module):
         if self.dirac:
             alpha = self.param('alpha', nn.initializers.ones, (self.features,))
             beta = self.param('beta', nn.initializers.constant(0.1), (self.features,))
-            kernel = alpha * dirac_delta(kernel.shape, kernel.dtype) + beta * kernel
+            delta = dirac_delta(kernel.shape, kernel.dtype)
+            kernel = alpha.reshape(1, 1, 1, -1) * delta + beta.reshape(1, 1, 1, -1) * kernel
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
@@ -123,6 +125,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
+        mean, factor, bias = (v.reshape(1, 1, 1, -1) for v in (mean, factor, bias))
         return ((wide - mean) * factor + bias).astype(self.dtype)
 
 

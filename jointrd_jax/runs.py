@@ -1,10 +1,10 @@
 """A run directory: what a training run (or an import of weights) leaves, and how others read it.
 
-    config.json      the config, flat
-    metrics.jsonl    a line per evaluated epoch
-    summary.json     the result; written when the run is finished
-    checkpoints/     see `checkpoint`
-    teacher/         the run directory of the teacher, if it was trained along
+config.json      the config, flat
+metrics.jsonl    a line per evaluated epoch
+summary.json     the result; written when the run is finished
+checkpoints/     see `checkpoint`
+teacher/         the run directory of the teacher, if it was trained along
 """
 
 import hashlib

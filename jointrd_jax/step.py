@@ -12,8 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import joint, losses
 from jointrd_jax.data import Dataset
@@ -194,7 +193,7 @@ def make_device_step(
         grads, stats, student_terms = jax.lax.pmean((grads, stats, student_terms), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         goes_on = (state.step % steps_per_epoch != 0).astype(jnp.float32)
-        terms |= {**student_terms, 'gradient_norm': optax.global_norm(grads)}
+        terms |= {**student_terms, 'gradient_norm': optax.tree.norm(grads)}
         return state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

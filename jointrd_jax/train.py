@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import build, config as config_lib, data, files, gradients, joint, runs, step as step_lib, trackers
 from jointrd_jax.checkpoint import Checkpoints
@@ -81,7 +80,8 @@ def check_batches(config: ml_collections.ConfigDict, dataset: data.Dataset) -> N
             raise UserError(f'config.{name}={size} does not divide over {devices} devices; {fitting} would')
     if config.batch_size > dataset.train_size:
         raise UserError(
-            f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images of {dataset.name}'
+            f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images '
+            f'of {dataset.name}'
         )
 
 
@@ -173,9 +173,7 @@ class Trainer:
             'compiling the evaluation', step_lib.make_eval_step(dataset, self.networks, hybrids)
         )
         self.train_steps = {True: self.compiled_step(method)}
-        measure = gradients.make_measure(
-            dataset, self.networks, method, self.mixing_weight, config.seed, self.devices
-        )
+        measure = gradients.make_measure(dataset, self.networks, method, self.mixing_weight, config.seed, self.devices)
         self.probe = gradients.Probe(
             config, self.steps_per_epoch, reporter.first_call('compiling the measurement of gradients', measure)
         )
@@ -271,7 +269,8 @@ class Trainer:
             return
         abstract = jax.eval_shape(self.initial_state)
         placed = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step_lib.replicated(self.devices)), abstract
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step_lib.replicated(self.devices)),
+            abstract,
         )
         items = checkpoints.restore(
             newest, {'student': placed.student, 'best': placed.student, 'trainer': trainer_item(placed)}

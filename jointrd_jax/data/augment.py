@@ -26,7 +26,7 @@ def crop_and_flip(
     batch, (height, width) = index.shape[0], images.shape[1:3]
     shift_key, flip_key = jax.random.split(key)
     shift = jax.random.randint(shift_key, (batch, 2), -padding, padding + 1)
-    rows = jnp.arange(height) + shift[:, :1]
+    rows = jnp.arange(height)[None] + shift[:, :1]
     columns = jnp.broadcast_to(jnp.arange(width), (batch, width))
     if flip:
         mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1))
@@ -51,7 +51,7 @@ def cutout(images: jax.Array, key: jax.Array, size: int) -> jax.Array:
 
     def outside(axis_key, length):
         start = jax.random.randint(axis_key, (batch, 1), 0, length) - size // 2
-        position = jnp.arange(length)
+        position = jnp.arange(length)[None]
         return (position < start) | (position >= start + size)
 
     keep = outside(row_key, height)[:, :, None] | outside(column_key, width)[:, None, :]
@@ -60,4 +60,6 @@ def cutout(images: jax.Array, key: jax.Array, size: int) -> jax.Array:
 
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """uint8 [..., C] to float32 (x / 255 - mean) / std per channel."""
-    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    mean, std = (jnp.asarray(v, jnp.float32).reshape(shape) for v in (mean, std))
+    return (images.astype(jnp.float32) / 255 - mean) / std

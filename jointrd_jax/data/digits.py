@@ -19,6 +19,4 @@ def load(config: ml_collections.ConfigDict) -> InMemory:
     test, train = order[:TEST_SIZE], order[TEST_SIZE:]
     classes = tuple(str(digit) for digit in range(10))
     mean, std = (images[train].mean() / 255,), (images[train].std() / 255,)
-    return InMemory(
-        'digits', classes, (images[train], labels[train]), (images[test], labels[test]), mean, std, config
-    )
+    return InMemory('digits', classes, (images[train], labels[train]), (images[test], labels[test]), mean, std, config)

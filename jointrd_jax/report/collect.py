@@ -66,9 +66,7 @@ class Variant(NamedTuple):
                 if found is not None:
                     by_epoch.setdefault(line['epoch'], []).append(found)
         most = max(map(len, by_epoch.values()), default=0)
-        return [
-            (epoch, statistics.fmean(v), min(v), max(v)) for epoch, v in sorted(by_epoch.items()) if len(v) == most
-        ]
+        return [(epoch, statistics.fmean(v), min(v), max(v)) for epoch, v in sorted(by_epoch.items()) if len(v) == most]
 
     def result(self, name: str) -> tuple[float, float] | None:
         """(mean, sample standard deviation) over the seeds of a number in the summaries."""

@@ -1,0 +1,21 @@
+"""Depth without shortcuts: 66 layers on handwritten digits (and 130, see below).
+
+Paper     Li et al., NeurIPS 2020, at depths where a plain network does not train at all
+Command   python -m jointrd_jax.compare --config configs/digits_deep.py --workdir runs/deep66
+          python -m jointrd_jax.compare --config configs/digits_deep.py --workdir runs/deep130 \
+              --config.model.stage_sizes=16,16,16,16 --config.optimizer.clip_norm=1.0
+Hardware  two CPU cores; README's table has times and accuracies as measured
+"""
+
+import importlib.util
+from pathlib import Path
+
+
+def get_config():
+    spec = importlib.util.spec_from_file_location('digits', Path(__file__).with_name('digits.py'))
+    digits = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(digits)
+    config = digits.get_config()
+    config.model.stage_sizes = (8, 8, 8, 8)
+    config.mix.num_taps = 7
+    return config

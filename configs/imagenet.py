@@ -1,0 +1,31 @@
+"""JointRD on ImageNet, the authors' recipe (Li et al., NeurIPS 2020; DESIGN table "ImageNet").
+
+Command   python -m jointrd_jax.prepare imagenet2012 --data_dir DATA     (names the two tar files it needs)
+          python -m jointrd_jax.main --config configs/imagenet.py --workdir runs/imagenet --config.dataset.data_dir=DATA
+Hardware  several GPUs or a TPU slice; time unmeasured
+Accuracy  unmeasured here
+"""
+
+from jointrd_jax import config as base
+
+
+def get_config():
+    config = base.default()
+    config.epochs = 120
+    config.batch_size = 512
+    config.eval_batch_size = 512
+    config.dtype = 'bfloat16'
+    config.model.depth = 50
+    config.model.stem = 'imagenet'
+    config.model.dirac = True
+    config.mix.eta = 5e-3
+    config.mix.epochs = 0.5  # 60 of 120
+    config.distill.weight = 1e-4
+    config.optimizer.learning_rate = 0.2
+    config.optimizer.schedule = 'every'
+    config.optimizer.drop_every = 0.25  # 30 of 120
+    config.optimizer.weight_decay = 1e-4
+    config.dataset.name = 'imagenet2012'
+    config.dataset.flip = True
+    config.checkpoint.every_steps = 1000
+    return config

@@ -1,0 +1,145 @@
+"""Procedures beside each other: python -m jointrd_jax.compare --config FILE --workdir DIR --seeds 0,1,2
+
+Every cell (procedure, seed) is a run of its own in DIR/PROCEDURE/seedN, resumed or reused when it is
+there. The `resnet` run of a seed is the teacher of that seed's other runs. Writes DIR/compare.json and a
+picture of the learning curves, DIR/compare.png.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from jointrd_jax import cli, config as config_lib, files, runs
+from jointrd_jax.errors import UserError, choice_error, require
+
+DIRAC = '+dirac'
+DEFAULT = ('resnet', 'plain', 'plain+dirac', 'jointrd', 'jointrd+dirac')
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe; override with --config.field=value.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where the runs are kept; the same command continues them.')
+SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, comma-separated.')
+CHOSEN = flags.DEFINE_list('procedures', list(DEFAULT), 'Procedures; +dirac makes the student Dirac-parametrised.')
+
+
+def cell_config(config: ml_collections.ConfigDict, name: str, seed: int, teacher: str) -> ml_collections.ConfigDict:
+    """The config of one cell.
+
+    Raises:
+      UserError: `name` is not a procedure, or one without a student to parametrise.
+    """
+    procedure = name.removesuffix(DIRAC)
+    if procedure not in config_lib.PROCEDURES:
+        raise choice_error('procedures', name, [*config_lib.PROCEDURES, *(p + DIRAC for p in ('plain', 'jointrd'))])
+    if name.endswith(DIRAC) and procedure in config_lib.TRAINS_RESNET:
+        raise UserError(f'procedures={name}: {procedure} trains a ResNet, which has no Dirac convolutions')
+    cell = ml_collections.ConfigDict(config)
+    cell.procedure, cell.seed, cell.model.dirac = procedure, seed, name.endswith(DIRAC)
+    cell.teacher.path = teacher if procedure in config_lib.NEEDS_TEACHER else ''
+    return cell
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: str | Path, seeds: list[int], procedures: tuple[str, ...] = DEFAULT
+) -> dict[str, Any]:
+    """Train what is missing and return (and write) the comparison.
+
+    Returns:
+      {procedure: {'last_top1_mean', 'last_top1_std', 'best_top1_mean', 'best_top1_std', 'runs': [summaries]}}, in
+      percent; the spread is the sample standard deviation, 0 for a single seed.
+    """
+    require('matplotlib', 'plot')
+    from jointrd_jax import train
+    from jointrd_jax.progress import Reporter
+
+    if not seeds or not procedures or len(set(seeds)) < len(seeds) or len(set(procedures)) < len(procedures):
+        raise UserError('give at least one seed and one procedure, each once')
+    workdir = Path(workdir).absolute()
+    for name in procedures:
+        config_lib.validate(cell_config(config, name, seeds[0], ''))
+    reporter = Reporter('compare')
+    summaries: dict[str, list] = {name: [] for name in procedures}
+    for seed in seeds:
+
+        def place(name, seed=seed):
+            return workdir / name / f'seed{seed}'
+
+        teacher = config.teacher.path or str(place('resnet'))
+        wanted = list(procedures)
+        if not config.teacher.path and any(n.removesuffix(DIRAC) in config_lib.NEEDS_TEACHER for n in wanted):
+            wanted = ['resnet', *(n for n in wanted if n != 'resnet')]
+        for name in wanted:
+            label = f'{name} seed {seed}'
+            summary = train.run(
+                cell_config(config, name, seed, teacher), place(name), Reporter(label, reporter.console)
+            )
+            if name in summaries:
+                summaries[name].append({**summary, 'path': str(place(name).relative_to(workdir))})
+    result = {name: statistics_of(found) for name, found in summaries.items()}
+    files.write_json(workdir / 'compare.json', result)
+    draw(workdir, result)
+    rows = [
+        (name, f'{cell["last_top1_mean"]:.2f} ± {cell["last_top1_std"]:.2f}',
+         f'{cell["best_top1_mean"]:.2f} ± {cell["best_top1_std"]:.2f}',
+         ' '.join(f'{r["last_top1"]:.1f}' for r in cell['runs']))
+        for name, cell in result.items()
+    ]  # fmt: skip
+    title = f'{config.dataset.name}, seeds {",".join(map(str, seeds))}: top-1 in percent, mean ± standard deviation'
+    reporter.table(title, rows, ('procedure', 'last epoch (reported)', 'best epoch', 'last epoch of each seed'))
+    return result
+
+
+def statistics_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    cell: dict[str, Any] = {}
+    for which in ('last_top1', 'best_top1'):
+        values = [summary[which] for summary in summaries]
+        cell[f'{which}_mean'] = statistics.fmean(values)
+        cell[f'{which}_std'] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {**cell, 'runs': summaries}
+
+
+def draw(workdir: Path, result: dict[str, Any]) -> None:
+    """Top-1 over the epochs, a line per procedure (mean over seeds) in a band from worst to best seed."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for name, cell in result.items():
+        curves = [read_curve(workdir / run['path'] / runs.METRICS) for run in cell['runs']]
+        epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
+        values = [[curve[epoch] for curve in curves] for epoch in epochs]
+        (line,) = axes.plot(epochs, [statistics.fmean(v) for v in values], label=name)
+        axes.fill_between(
+            epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color()
+        )
+    axes.set(xlabel='epoch', ylabel='top-1 on the evaluation images (%)', ylim=(0, 101))
+    axes.grid(alpha=0.3)
+    axes.legend(loc='lower right')
+    figure.savefig(workdir / 'compare.png', dpi=130)
+    plt.close(figure)
+
+
+def read_curve(path: Path) -> dict[int, float]:
+    """{epoch: top-1} from a metrics file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line['epoch']: line['top1'] for line in lines}
+
+
+def main() -> None:
+    from jointrd_jax import runtime
+
+    if not all(seed.strip().isdigit() for seed in SEEDS.value):
+        raise UserError(f'--seeds={",".join(SEEDS.value)} must be whole numbers, comma-separated')
+    runtime.configure()
+    run(CONFIG.value, WORKDIR.value, [int(seed) for seed in SEEDS.value], tuple(CHOSEN.value))
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['config', 'workdir'])
+    cli.run(main)

@@ -1,0 +1,67 @@
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, shipped_config, tiny_config
+
+from jointrd_jax import config as config_lib
+from jointrd_jax.errors import UserError
+
+SHIPPED = sorted(path.stem for path in Path(ROOT, 'configs').glob('*.py'))
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_configs_are_valid_and_say_what_they_are(name):
+    config_lib.validate(shipped_config(name))
+    text = Path(ROOT, 'configs', f'{name}.py').read_text()
+    for word in ('Command', 'Hardware'):
+        assert word in text, f'{name}.py does not name its {word}'
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_recipes_survive_a_shorter_run(name):
+    config_lib.validate(shipped_config(name, epochs=1))
+
+
+def test_every_field_is_read():
+    code = {path: path.read_text() for path in Path(ROOT, 'jointrd_jax').rglob('*.py') if path.name != 'config.py'}
+    for name in config_lib.FIELDS:
+        leaf = name.split('.')[-1]
+        assert any(re.search(rf'\.{leaf}\b', text) for text in code.values()), f'no code reads config.{name}'
+
+
+@pytest.mark.parametrize(
+    'overrides, message',
+    [
+        (dict(procedure='jointd'), r"config.procedure='jointd'.*resnet \| plain \| jointrd"),
+        (dict(model__depth=35), r'config.model.depth=35.*18 \| 34 \| 50'),
+        (dict(model__shortcuts='some'), r"config.model.shortcuts='some'.*all \| projection \| none"),
+        (dict(optimizer__schedule='linear'), r'cosine \| step \| every \| constant'),
+        (dict(batch_size=0), 'config.batch_size=0.*>= 1'),
+        (dict(batch_size=-8), 'config.batch_size=-8'),
+        (dict(model__width=0), 'config.model.width=0'),
+        (dict(model__stage_sizes=(1, 0)), r'config.model.stage_sizes=\(1, 0\)'),
+        (dict(optimizer__learning_rate=float('nan')), 'learning_rate=nan'),
+        (dict(mix__epochs=3.0), 'config.mix.epochs=3.0 reaches beyond the run: config.epochs=2'),
+        (dict(optimizer__warmup_epochs=7.0), 'config.optimizer.warmup_epochs=7.0 reaches beyond'),
+        (dict(optimizer__drop_epochs=(1.0, 9.0)), 'config.optimizer.drop_epochs=.*reaches beyond'),
+        (dict(procedure='feature_kd'), 'feature_kd needs config.distill.weight > 0'),
+        (dict(mix__taps=(1,), mix__num_taps=2), 'exclude each other'),
+        (dict(mix__taps=(3, 2)), 'must be ascending'),
+    ],
+)
+def test_bad_values_are_named(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(tiny_config(**overrides))
+
+
+def test_unknown_and_missing_fields():
+    config = tiny_config()
+    with config.unlocked():
+        config.model.widht = 3
+    with pytest.raises(UserError, match="no field 'model.widht'; did you mean model.width"):
+        config_lib.validate(config)
+    config = tiny_config()
+    del config.mix.eta
+    with pytest.raises(UserError, match="lacks the field 'mix.eta'"):
+        config_lib.validate(config)

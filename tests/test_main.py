@@ -1,0 +1,95 @@
+"""The command line, as a user starts it: real processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SHRINK = ['--config.epochs=1', '--config.model.stage_sizes=1,1,1,1', '--config.model.width=4']
+
+
+def command(module, *args, env=None):
+    environment = {**os.environ, 'XLA_FLAGS': '', **(env or {})}
+    return subprocess.run(
+        [sys.executable, '-W', 'error::DeprecationWarning:jointrd_jax', '-m', f'jointrd_jax.{module}', *args],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def test_main_trains(tmp_path):
+    done = command('main', '--config', 'configs/digits.py', '--workdir', str(tmp_path / 'run'), *SHRINK)
+    assert done.returncode == 0, done.stderr
+    assert 'training the teacher first' in done.stdout and 'finished' in done.stdout
+    summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+    assert summary['shortcuts'] == 'none' and summary['epochs'] == 1
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['--config.nosuch=1'], "no field 'nosuch'"),
+        (['--config.model.widht=1'], "no field 'model.widht'; did you mean model.width"),
+        (['--config.epochs=many'], 'epochs'),
+        (['--config.procedure=magic'], "config.procedure='magic' is not accepted; it must be: resnet | plain"),
+        (['--config.batch_size=0'], 'config.batch_size=0'),
+        (['--config', 'configs/none.py'], 'none.py'),
+        (['stray'], "unexpected argument 'stray'"),
+        (['--nosuch'], 'nosuch'),
+        (['--config.restore=/nowhere'], '/nowhere is not a run directory'),
+    ],
+)
+def test_bad_input_is_one_line(args, message, tmp_path):
+    done = command('main', '--config', 'configs/digits.py', '--workdir', str(tmp_path / 'run'), *args)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith('error:')]
+    assert len(lines) == 1 and message in lines[0], done.stderr
+    assert 'Traceback' not in done.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+def test_required_flags_are_named():
+    done = command('main')
+    assert done.returncode == 2 and '--config' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_compare(tmp_path):
+    args = [
+        '--config',
+        'configs/digits.py',
+        '--workdir',
+        str(tmp_path),
+        '--seeds',
+        '0,1',
+        '--procedures',
+        'plain,jointrd+dirac',
+    ]
+    done = command('compare', *args, *SHRINK)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / 'compare.json').read_text())
+    assert result.keys() == {'plain', 'jointrd+dirac'}
+    for name, cell in result.items():
+        tops = [run['last_top1'] for run in cell['runs']]
+        assert cell['last_top1_mean'] == pytest.approx(sum(tops) / 2)
+        assert cell['last_top1_std'] == pytest.approx(abs(tops[0] - tops[1]) / 2**0.5)
+        assert [run['seed'] for run in cell['runs']] == [0, 1]
+        assert all(run['dirac'] == name.endswith('+dirac') for run in cell['runs'])
+    assert (tmp_path / 'compare.png').read_bytes().startswith(b'\x89PNG')
+    assert result['jointrd+dirac']['runs'][0]['teacher'] == str(tmp_path / 'resnet' / 'seed0')
+    again = command('compare', *args, *SHRINK)
+    assert again.stdout.count('is finished already') == 6
+    assert json.loads((tmp_path / 'compare.json').read_text()) == result
+
+
+def test_compare_refuses_what_is_no_procedure(tmp_path):
+    args = ['--config', 'configs/digits.py', '--workdir', str(tmp_path / 'c'), '--procedures']
+    for names, message in (
+        ('plane', 'not one of resnet, plain'),
+        ('resnet+dirac', 'no Dirac'),
+        ('plain,plain', 'each once'),
+    ):
+        done = command('compare', *args, names)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert not (tmp_path / 'c').exists()

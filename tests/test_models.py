@@ -1,0 +1,138 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jointrd_jax import models
+from jointrd_jax.errors import UserError
+from jointrd_jax.torch_names import export_names, import_names, template
+
+# torchvision's counts for the ResNets; the others follow from the shortcuts' projections.
+COUNTS = {
+    'resnet18': 11_689_512, 'resnet34': 21_797_672, 'resnet50': 25_557_032,
+    'projection18': 11_689_512, 'projection34': 21_797_672, 'projection50': 25_540_136,
+    'plain18': 11_515_688, 'plain34': 21_623_848, 'plain50': 22_780_456,
+}  # fmt: skip
+
+SMALL = dict(width=4, num_classes=10, stem_kind='cifar')
+
+
+@pytest.mark.parametrize('name', models.REGISTRY)
+def test_parameter_counts(name):
+    assert models.parameter_count(template(models.create(name))) == COUNTS[name]
+
+
+def test_unregistered_name_lists_the_names():
+    with pytest.raises(UserError, match='plain18.*resnet50'):
+        models.create('resnet19')
+
+
+def random_variables(network, seed, shape=(8, 8, 1)):
+    """Variables with random running statistics and BatchNorm parameters too."""
+    variables = network.initialise(jax.random.key(seed), shape)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf if leaf.ndim > 1 else jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32), variables
+    )
+
+
+@pytest.mark.parametrize('name, dirac', [('plain18', True), ('projection50', False)])
+def test_path_equals_spliced_hybrid(name, dirac):
+    student = models.create(name, dirac=dirac, **SMALL)
+    teacher = models.create(name.replace('plain', 'resnet').replace('projection', 'resnet'), **SMALL)
+    p, r = random_variables(student, 0), random_variables(teacher, 1)
+    images = jax.random.normal(jax.random.key(2), (2, 8, 8, 1))
+
+    @jax.jit
+    def path(p, r, block):
+        h = student.apply(p, images, taps=(block,)).taps[0]
+        return teacher.apply(r, teacher.apply(r, h, block, teacher.num_blocks, method='run_blocks'), method='run_head')
+
+    for block in (0, 3, 7):
+        hybrid = models.hybrid(student, teacher, block)
+        tree = models.splice(hybrid, p, r, block)
+        shapes = jax.tree.map(jnp.shape, tree)
+        assert shapes == jax.tree.map(jnp.shape, hybrid.initialise(jax.random.key(0), (8, 8, 1)))
+        ours = jax.jit(path.__wrapped__, static_argnums=2)(p, r, block)
+        np.testing.assert_allclose(ours, jax.jit(hybrid.apply)(tree, images).logits, rtol=2e-5, atol=1e-5)
+
+
+def test_shortcut_kinds():
+    sizes = dict(stage_sizes=(2, 2), **SMALL)
+    assert models.Network(**sizes).block_shortcuts() == ('identity', 'identity', 'projection', 'identity')
+    assert models.Network(**sizes, bottleneck=True).block_shortcuts()[0] == 'projection'
+    assert models.Network(**sizes, bottleneck=True, shortcuts='projection').block_shortcuts() == (
+        'none', 'none', 'projection', 'none',
+    )  # fmt: skip
+    mixed = models.Network(**sizes, shortcuts=('none', 'all', 'projection', 'none'))
+    assert mixed.block_shortcuts() == ('none', 'identity', 'projection', 'none')
+    with pytest.raises(UserError, match='all, projection, none'):
+        models.Network(**sizes, shortcuts='some').block_shortcuts()
+    with pytest.raises(UserError, match='3 per-block choices .* 4 blocks'):
+        models.Network(**sizes, shortcuts=('none',) * 3).block_shortcuts()
+
+
+def test_depth_and_boundaries():
+    assert [models.create(f'resnet{d}').depth for d in (18, 34, 50)] == [18, 34, 50]
+    assert models.Network(stage_sizes=(8, 8, 8, 8)).depth == 66
+    assert models.create('plain34').stage_ends == (3, 7, 13, 16)
+
+
+def test_dirac_with_beta_zero_is_identity():
+    conv = models.Conv(6, 3, dirac=True)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4))
+    params = conv.init(jax.random.key(1), x)['params']
+    params['beta'] = jnp.zeros(6)
+    y = conv.apply({'params': params}, x)
+    np.testing.assert_array_equal(y[..., :4], x)
+    np.testing.assert_array_equal(y[..., 4:], 0)
+
+
+@pytest.mark.parametrize('size', [1, 3, 7])
+@pytest.mark.parametrize('height, width', [(1, 1), (2, 2), (4, 3), (1, 4)])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_small_maps_equal_the_convolution(size, height, width, stride):
+    x = jax.random.normal(jax.random.key(0), (2, height, width, 5))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, 5, 6))
+    pad = [(size // 2, size // 2)] * 2
+
+    def reference(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), pad, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+
+    assert height * width <= models.SMALL_MAP
+    np.testing.assert_allclose(models.convolve(x, kernel, stride), reference(x, kernel), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_keeps_the_unbiased_variance():
+    norm = models.BatchNorm()
+    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4)) * 3 + 1
+    variables = norm.init(jax.random.key(1), x, False)
+    y, updates = norm.apply(variables, x, True, mutable=['batch_stats'])
+    flat = np.asarray(x, np.float64).reshape(-1, 4)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), np.zeros(4), atol=1e-6)
+    np.testing.assert_allclose(updates['batch_stats']['mean'], 0.1 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(updates['batch_stats']['var'], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32():
+    network = models.create('plain18', dtype=jnp.bfloat16, **SMALL)
+    variables = network.initialise(jax.random.key(0), (8, 8, 1))
+    outputs, updates = jax.jit(lambda v, x: network.apply(v, x, train=True, mutable=['batch_stats']))(
+        variables, jnp.ones((2, 8, 8, 1))
+    )
+    assert outputs.features.dtype == jnp.bfloat16 and outputs.logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, updates))} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize('scheme', ['torchvision', 'authors'])
+def test_torch_names_there_and_back(scheme):
+    network = models.create('resnet50', **SMALL)
+    variables = random_variables(network, 3)
+    flat = export_names(variables, scheme)
+    assert (
+        'layer2.0.downsample.1.running_var' if scheme == 'torchvision' else 'layers.1.0.downsample.1.running_var'
+    ) in flat
+    back = import_names(variables, flat, scheme)
+    jax.tree.map(np.testing.assert_array_equal, variables, back)
