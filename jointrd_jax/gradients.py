@@ -61,10 +61,10 @@ def mixture(gradients: dict[str, Tree]) -> dict[str, jax.Array]:
     student = stages(gradients['student'])
     teacher = stages(gradients['teacher']) if 'teacher' in gradients else {}
     for stage, own in student.items():
-        norm = optax.global_norm(own)
+        norm = optax.tree.norm(own)
         found[f'gradient/{stage}/student'] = norm
         if teacher:
-            other = optax.global_norm(teacher[stage])
+            other = optax.tree.norm(teacher[stage])
             dot = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(teacher[stage])))
             found[f'gradient/{stage}/teacher'] = other
             found[f'gradient/{stage}/share'] = other / jnp.maximum(norm + other, 1e-30)
