@@ -13,6 +13,7 @@ from jointrd_jax.report.charts import Series
 from jointrd_jax.report.collect import Variant, show
 
 TEMPLATE = 'page.html.j2'
+PERCENT = (0.0, 100.0)
 
 
 def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluate: bool = True) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def learning_curves(variants: list[Variant]) -> list[str]:
         return [Series(v.name, v.curve(value), i) for i, v in enumerate(variants)]
 
     return [
-        charts.line_chart('Accuracy on the evaluation images', of('top1'), unit='top-1, %'),
+        charts.line_chart('Accuracy on the evaluation images', of('top1'), unit='top-1, %', y_range=PERCENT),
         charts.line_chart('Cross entropy of the network itself, training', of('ce/student'), unit='nats', log=True),
         charts.line_chart('Loss that is minimised, training', of('loss'), log=True,
                           note='All terms that a procedure has: compare how it runs, not its height.'),
@@ -167,7 +168,9 @@ def path_curves(variants: list[Variant]) -> list[str]:
             labels = [f'{name.removesuffix("_top1")}: {tap} blocks plain' for name, tap in zip(names, taps)]
             labels += ['student (all plain)', 'teacher (all residual)']
             series = [Series(label, variant.curve(name), i) for i, (name, label) in enumerate(zip(shown, labels))]
-            figures.append(charts.line_chart(f'{variant.name}: accuracy of each hybrid', series, unit='top-1, %'))
+            figures.append(
+                charts.line_chart(f'{variant.name}: accuracy of each hybrid', series, unit='top-1, %', y_range=PERCENT)
+            )
     return figures
 
 
@@ -191,9 +194,27 @@ def whole_norm(stage: str):
     return value
 
 
+def fading(variant: Variant, stages: list[str]) -> str:
+    """The teacher's share of the early stages' gradient at the beginning and at the end of training, in words."""
+
+    def mean_share(line: dict[str, float]) -> float | None:
+        found = [line[f'gradient/{stage}/share'] for stage in stages if f'gradient/{stage}/share' in line]
+        return 100 * sum(found) / len(found) if found else None
+
+    points = variant.curve(mean_share)
+    part = max(len(points) // 10, 1)
+    first, last = points[:part], points[-part:]
+    shares = [sum(point[1] for point in points) / len(points) for points in (first, last)]
+    spans = [f'epoch {p[0][0]}' if len(p) == 1 else f'epochs {p[0][0]} to {p[-1][0]}' for p in (first, last)]
+    return (
+        f'{variant.name}: over {", ".join(stages)}, the mean share of the teacher was {shares[0]:.0f} % in {spans[0]} '
+        f'and {shares[1]:.0f} % in {spans[1]}.'
+    )
+
+
 def gradient_curves(variants: list[Variant]) -> dict[str, list[str]]:
     """'share' and 'origins' for variants with two origins, 'norms' per stage for all beside each other."""
-    share, origins, norms = [], [], []
+    share, origins, norms, sentences = [], [], [], []
     for variant in variants:
         fed = [
             stage
@@ -202,6 +223,7 @@ def gradient_curves(variants: list[Variant]) -> dict[str, list[str]]:
         ]
         if not fed:
             continue
+        sentences.append(fading(variant, fed))
         series = [Series(stage, variant.curve(f'gradient/{stage}/share'), i) for i, stage in enumerate(fed)]
         title = f"{variant.name}: the teacher's share of each stage's gradient"
         share.append(charts.line_chart(title, series, y_range=(0.0, 1.0)))
@@ -218,7 +240,7 @@ def gradient_curves(variants: list[Variant]) -> dict[str, list[str]]:
     for stage in stages:
         series = [Series(v.name, v.curve(whole_norm(stage)), i) for i, v in enumerate(variants)]
         norms.append(charts.line_chart(f'{stage}: gradient norm', series, log=True))
-    return {'share': share, 'origins': origins, 'norms': norms}
+    return {'share': share, 'origins': origins, 'norms': norms, 'sentences': sentences}
 
 
 def look(variant: Variant) -> dict[str, Any]:
