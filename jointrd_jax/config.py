@@ -147,6 +147,25 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return flat
 
 
+def from_text(name: str, text: str) -> Any:
+    """The value of the field `name` written as `text`: 'True', '0.5', '3,7', 'none'.
+
+    Raises:
+      UserError: no such field, or not a value of its type.
+    """
+    if name not in FIELDS:
+        raise UserError(f'config has no field {name!r}; {suggest(name)}')
+    field = FIELDS[name]
+    try:
+        if isinstance(field.default, bool):
+            return {'true': True, 'false': False}[text.lower()]
+        if isinstance(field.default, tuple):
+            return tuple(float(part) if '.' in part else int(part) for part in text.split(',') if part)
+        return type(field.default)(text)
+    except (KeyError, ValueError) as error:
+        raise UserError(f'config.{name}={text!r} is not accepted; it must be: {field.accepts}') from error
+
+
 def in_epochs(value: float, epochs: int) -> float:
     """A schedule length in epochs: values between 0 and 1 are that fraction of the run."""
     return value * epochs if 0 < value < 1 else value
