@@ -54,13 +54,14 @@ def damage(directory: Path) -> str | None:
         if not (directory / SEAL).is_file():
             return f'{directory / SEAL} is missing'
         sealed = {}
-        for line in files.read_text(directory / SEAL).splitlines():
+        text = files.read_text(directory / SEAL)
+        for line in text.splitlines():
             match = re.fullmatch(r'([0-9a-f]{64})  (.+)', line)
             if not match:
                 return f'{directory / SEAL} is damaged'
             sealed[match[2]] = match[1]
         there = contents(directory)
-        if not sealed:
+        if not sealed or text != ''.join(f'{digest}  {name}\n' for name, digest in sealed.items()):
             return f'{directory / SEAL} is damaged'
         for name in sorted(there ^ sealed.keys()):
             return f'{directory / name} is ' + ('missing' if name in sealed else f'not in its {SEAL}')

@@ -16,6 +16,7 @@ from jointrd_jax.models import SHORTCUTS, STAGE_SIZES, STEMS
 
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', 'resnet_kd')
 TRAINS_RESNET = ('resnet', 'resnet_kd')
+TRACKERS = ('wandb',)
 NEEDS_TEACHER = ('jointrd', 'feature_kd', 'logit_kd', 'resnet_kd')
 
 
@@ -62,6 +63,7 @@ FIELDS: dict[str, Field] = {
     'dtype': Field('float32', *one_of('float32', 'bfloat16'), 'of computation; parameters and statistics are float32'),
     'label_smoothing': Field(0.0, *between(0, 0.999), 'share of the target spread over all classes'),
     'restore': Field('', *ANY_TEXT, 'run directory whose student gives the initial weights'),
+    'restore_head': Field('keep', *one_of('keep', 'new'), 'new: all of them but the classifier, for other classes'),
     'model.depth': Field(34, *one_of(*STAGE_SIZES), 'of a standard network; unused when stage_sizes is given'),
     'model.stage_sizes': Field((), *SIZES, 'blocks per stage, such as 8,8,8,8; (): the standard of `depth`'),
     'model.block': Field('auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, else basic'),
@@ -74,6 +76,9 @@ FIELDS: dict[str, Field] = {
         'of the student; projection: those of the first block of stages 2-4 (the authors\' "plain"); a ResNet has all',
     ),
     'model.dirac': Field(False, *YES_NO, "student's convolutions are alpha*identity + beta*W, all but the stem"),
+    'model.hidden': Field(
+        (), *SIZES, "channels inside each of the student's blocks; (): the stage's (wider where shortcuts were merged)"
+    ),
     'mix.taps': Field(
         (), 'ascending numbers of blocks', lambda v: all(isinstance(n, int) and n >= 0 for n in v),
         'after how many blocks the paths cross into the teacher; (): see num_taps',
@@ -98,16 +103,40 @@ FIELDS: dict[str, Field] = {
     'optimizer.nesterov': Field(True, *YES_NO, "Nesterov's form of momentum"),
     'optimizer.weight_decay': Field(5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha, beta"),
     'optimizer.clip_norm': Field(0.0, *at_least(0), 'gradients are clipped to this global norm; 0: not'),
-    'dataset.name': Field('digits', *ANY_TEXT, 'digits, or a TFDS image-classification dataset (cifar10, ...)'),
-    'dataset.data_dir': Field('', *ANY_TEXT, "where TFDS datasets are; '': TFDS's default"),
+    'dataset.name': Field(
+        'digits', *ANY_TEXT, 'digits; folder; or a TFDS image-classification dataset: NAME, NAME/CONFIG, NAME:VERSION'
+    ),
+    'dataset.data_dir': Field('', *ANY_TEXT, "the folder; or where TFDS datasets are ('': TFDS's default)"),
+    'dataset.train_split': Field('', *ANY_TEXT, "of a TFDS dataset, slices such as train[:90%] too; '': train"),
+    'dataset.eval_split': Field('', *ANY_TEXT, "the same for evaluation; '': test, or validation without a test"),
+    'dataset.in_memory': Field(
+        'auto', *one_of('auto', 'always', 'never'), 'keep a TFDS set on the device; auto: if of one size, up to 1 GiB'
+    ),
+    'dataset.image_size': Field(224, *at_least(1), 'side of the crops of streamed (not in-memory) images'),
+    'dataset.resize': Field(256, *at_least(1), 'streamed images: shorter side in evaluation, before the centre crop'),
+    'dataset.workers': Field(
+        -1, 'whole number >= -1', lambda v: v >= -1, 'input processes per host; -1: one per core, at most 32; 0: none'
+    ),
+    'dataset.on_bad_image': Field('fail', *one_of('fail', 'skip'), 'stop at a bad streamed image, or count it'),
+    'dataset.eval_fraction': Field(
+        0.1, *between(0, 0.999), 'folder without train/ and val/: share of each class that is evaluated on'
+    ),
     'dataset.validation_size': Field(
         0, *at_least(0), 'training images held out and evaluated on instead of the test images; 0: none'
     ),
     'dataset.crop_padding': Field(0, *at_least(0), 'pixels of zero padding for random crops of in-memory images'),
     'dataset.flip': Field(False, *YES_NO, 'mirror half of the training images'),
     'dataset.cutout': Field(0, *at_least(0), 'side of the square cut out of each training image; 0: none'),
-    'teacher.path': Field('', *ANY_TEXT, "finished run of procedure resnet; '': trained first, into WORKDIR/teacher"),
+    'teacher.path': Field('', *ANY_TEXT, "finished resnet run, or weight file; '': trained first, in WORKDIR/teacher"),
     'teacher.which': Field('last', *one_of('last', 'best'), "which of that run's checkpoints"),
+    'log.quiet': Field(False, *YES_NO, 'print nothing but the final table'),
+    'log.gradients': Field(
+        0, *at_least(0), "epochs between measurements of the gradient's origins, teacher or student; 0: none"
+    ),
+    'log.tensorboard': Field(0, *at_least(0), 'epochs between points written for TensorBoard; 0: no event files'),
+    'log.histograms': Field(0, *at_least(0), 'epochs between histograms of all parameters, for the trackers; 0: none'),
+    'log.images': Field(16, *at_least(0), 'augmented training images shown to the trackers when the run begins'),
+    'log.tracker': Field('', *one_of('', *TRACKERS), "also log to this service (extra of its name); '': none"),
     'checkpoint.every_steps': Field(0, *at_least(0), 'steps between checkpoints; 0: one per epoch'),
     'checkpoint.keep': Field(2, *at_least(1), 'how many of the newest are kept'),
     'checkpoint.accept_changes': Field(
@@ -142,6 +171,25 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
         else:
             flat[name] = tuple(value) if isinstance(value, list) else value
     return flat
+
+
+def from_text(name: str, text: str) -> Any:
+    """The value of the field `name` written as `text`: 'True', '0.5', '3,7', 'none'.
+
+    Raises:
+      UserError: no such field, or not a value of its type.
+    """
+    if name not in FIELDS:
+        raise UserError(f'config has no field {name!r}; {suggest(name)}')
+    field = FIELDS[name]
+    try:
+        if isinstance(field.default, bool):
+            return {'true': True, 'false': False}[text.lower()]
+        if isinstance(field.default, tuple):
+            return tuple(float(part) if '.' in part else int(part) for part in text.split(',') if part)
+        return type(field.default)(text)
+    except (KeyError, ValueError) as error:
+        raise UserError(f'config.{name}={text!r} is not accepted; it must be: {field.accepts}') from error
 
 
 def in_epochs(value: float, epochs: int) -> float:

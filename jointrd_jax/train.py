@@ -12,7 +12,21 @@ import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax import build, config as config_lib, data, files, joint, provenance, runs, signals, step as step_lib
+from jointrd_jax import (
+    build,
+    config as config_lib,
+    data,
+    files,
+    gradients,
+    hosts,
+    joint,
+    provenance,
+    runs,
+    signals,
+    step as step_lib,
+    trackers,
+    weights,
+)
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import Interrupted, UserError
@@ -22,12 +36,15 @@ from jointrd_jax.progress import Reporter
 from jointrd_jax.step import AXIS, TrainState
 
 # Fields that may change when a run is continued: they do not change its result.
+LOGGING = tuple(name for name in config_lib.FIELDS if name.startswith('log.'))
 HARMLESS = (
     'checkpoint.every_steps',
     'checkpoint.keep',
     'checkpoint.accept_changes',
     'dataset.data_dir',
+    'dataset.workers',
     'teacher.path',
+    *LOGGING,
 )
 TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
@@ -60,8 +77,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
       Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
     config_lib.validate(config)
+    hosts.agree(config_lib.flatten(config))
     workdir = Path(workdir).absolute()
-    reporter = reporter or Reporter(config.procedure)
+    trackers.check(config)
+    reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
     dataset = data.load(config)
     try:
         check_batches(config, dataset)
@@ -69,11 +88,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         method = build.method(config, student)
         check_workdir(config, workdir)
         check_restore(config, student, dataset)
-        with files.owned(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        with hosts.only_first(files.owned(workdir)):
             check_workdir(config, workdir)  # again, now that nobody else can write there
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
             summary = runs.read_summary(workdir)
+            hosts.sync('workdir read')
             if summary is None:
                 summary = Trainer(config, workdir, dataset, student, method, reporter).train()
             else:
@@ -120,11 +140,21 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def check_restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> None:
-    """`config.restore` must hold the same network, for the same classes."""
+    """`config.restore` must hold the same network, for the same classes unless the head is new."""
+    if config.restore_head == 'new' and not config.restore:
+        raise UserError(
+            'config.restore_head=new needs config.restore=RUN, the run to start from (see configs/finetune.py)'
+        )
     if config.restore:
         other = runs.load(config.restore)
+        channels = other.data['image_shape'][-1], dataset.image_shape[-1]
+        if channels[0] != channels[1]:
+            raise UserError(
+                f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
+            )
         check_same(f'config.restore={config.restore}', other.network, student, SHAPE_FIELDS + ('shortcuts', 'dirac'))
-        check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+        if config.restore_head == 'keep':
+            check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
 
 
 SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
@@ -152,6 +182,8 @@ def report(summary: dict[str, Any], reporter: Reporter) -> None:
     """The final table of a run."""
     keys = ('procedure', 'dataset', 'model', 'shortcuts', 'seed', 'epochs', 'last_top1', 'best_top1', 'teacher_top1')
     rows = [(key, '-' if summary.get(key) is None else str(summary.get(key))) for key in keys]
+    if summary.get('skipped_images'):
+        rows.append(('bad images skipped', str(summary['skipped_images'])))
     rows.append(('wall time', f'{summary["wall_seconds"]:.1f} s'))
     reporter.table('finished', rows, (summary['procedure'], 'accuracies in percent'))
 
@@ -189,8 +221,14 @@ class Trainer:
         self.schedule = build.learning_rate(config, self.steps_per_epoch)
         self.optimizer = build.optimizer(config, self.schedule)
         hybrids = method.taps if config.eval_hybrids else ()
-        self.eval_step = step_lib.make_eval_step(dataset, self.networks, hybrids)
+        self.eval_step = reporter.first_call(
+            'compiling the evaluation', step_lib.make_eval_step(dataset, self.networks, hybrids)
+        )
         self.train_steps = {True: self.compiled_step(method)}
+        measure = gradients.make_measure(dataset, self.networks, method, self.mixing_weight, config.seed, self.devices)
+        self.probe = gradients.Probe(
+            config, self.steps_per_epoch, reporter.first_call('compiling the measurement of gradients', measure)
+        )
         self.train_steps[False] = self.compiled_step(method.without_mixing()) if method.taps else self.train_steps[True]
 
     def mixing_weight(self, epoch: jax.typing.ArrayLike) -> jax.Array:
@@ -201,7 +239,8 @@ class Trainer:
         device_step = step_lib.make_device_step(
             self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.method.num_paths
         )
-        return step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices)
+        train_step = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices)
+        return self.reporter.first_call('compiling the training step', train_step)
 
     # The teacher.
 
@@ -210,10 +249,15 @@ class Trainer:
         path = Path(self.config.teacher.path) if self.config.teacher.path else self.workdir / 'teacher'
         if not self.config.teacher.path and runs.read_summary(path) is None:
             config = ml_collections.ConfigDict(self.config)
-            config.procedure, config.restore = 'resnet', ''
+            config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
             self.reporter.say(f'training the teacher first, in {path}')
-            run(config, path, Reporter('teacher', self.reporter.console))
-        found = runs.load(path, self.config.teacher.which)
+            run(config, path, self.reporter.child('teacher'))
+        if weights.is_weight_file(path):
+            network, variables, about = weights.load(path, build.resnet(self.config, len(self.dataset.classes)),
+                                                     self.dataset.image_shape[-1])  # fmt: skip
+            found = runs.Run(path, self.config, network, variables, about or as_config(self.dataset), {})
+        else:
+            found = runs.load(path, self.config.teacher.which)
         what = f'teacher {path}'
         if found.summary is None:
             raise UserError(f'{what} is not a finished run: it has no {runs.SUMMARY}; continue its training first')
@@ -225,7 +269,8 @@ class Trainer:
             raise UserError(
                 f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {self.dataset.image_shape[-1]}'
             )
-        accuracies = self.evaluate(Networks(student, network), None, found.variables)
+        with self.reporter.waiting('evaluating the teacher'):
+            accuracies = self.evaluate(Networks(student, network), None, found.variables)
         if accuracies is None:
             raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
         top1 = accuracies['teacher_top1']
@@ -276,6 +321,15 @@ class Trainer:
             self.optimizer, self.trains_teacher, student,
         )  # fmt: skip
 
+    def restored(self) -> Variables:
+        """The weights of `config.restore`; with a fresh head where it is to be new."""
+        variables = runs.load(self.config.restore).variables
+        if self.config.restore_head == 'new':
+            images = jnp.zeros((1, *self.dataset.image_shape), jnp.float32)
+            fresh = self.networks.student.init(jax.random.key(self.config.seed), images)
+            variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
+        return variables
+
     def begin(self, checkpoints: Checkpoints, only_scheduled: bool = False) -> None:
         """Fresh state, or the newest intact checkpoint's, and the metrics as they were then."""
         newest = checkpoints.newest_intact(only_scheduled)
@@ -283,16 +337,17 @@ class Trainer:
         if newest is None:
             self.history = {
                 'best_top1': -1.0, 'best_epoch': 0, 'seconds': 0.0, 'last': {}, 'images_per_second': 0.0,
-                'lines': [], 'rollbacks': [], 'changes': [],
+                'lines': [], 'looks': [], 'rollbacks': [], 'changes': [],
             }  # fmt: skip
-            student = runs.load(self.config.restore).variables if self.config.restore else None
+            student = self.restored() if self.config.restore else None
             make = jax.jit(self.initial_state, out_shardings=step_lib.replicated(self.devices))
             self.state = make(student)
             self.best = copy(self.state.student)
         else:
             self.resume(checkpoints, newest)
         self.saved_step = newest
-        if jax.process_index() == 0:
+        self.probe.resume(self.history['looks'])
+        if hosts.is_first():
             files.write_atomically(self.workdir / runs.METRICS, ''.join(f'{line}\n' for line in self.history['lines']))
 
     def resume(self, checkpoints: Checkpoints, step: int) -> None:
@@ -320,12 +375,13 @@ class Trainer:
         self.reporter.say(f'continuing from step {step} of {self.total_steps}')
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
-        history = {**self.history, 'seconds': self.seconds()}
+        history = {**self.history, 'seconds': self.seconds(), 'looks': self.probe.looks()}
         meta = {'data': as_config(self.dataset), 'history': history, 'provenance': self.provenance}
         if self.teacher:
             meta['teacher'] = {'origin': self.teacher.origin, 'digest': self.teacher.digest}
         items = {'student': self.state.student, 'best': self.best, 'trainer': trainer_item(self.state)}
-        checkpoints.save(step, items, meta)
+        with self.reporter.waiting('waiting for the previous checkpoint to be on disk'):
+            checkpoints.save(step, items, meta)
         self.saved_step = step
 
     def seconds(self) -> float:
@@ -340,15 +396,33 @@ class Trainer:
         checkpoints.say = self.reporter.say
         try:
             self.begin(checkpoints)
-            while True:
-                try:
-                    self.advance(checkpoints)
-                    break
-                except Diverged as error:
-                    self.roll_back(checkpoints, error)
+            self.trackers = trackers.Trackers(self.config, self.workdir, int(self.state.step))
+            with contextlib.closing(self.trackers):
+                while True:
+                    try:
+                        self.advance(checkpoints)
+                        break
+                    except Diverged as error:
+                        self.roll_back(checkpoints, error)
+                checkpoints.wait()
+                summary = self.finish()
+                self.trackers.finish(summary)
         finally:
-            checkpoints.close()
-        return self.finish()
+            with self.reporter.waiting('waiting for the last checkpoint to be on disk'):
+                checkpoints.close()
+        return summary
+
+    def show_samples(self, batch: data.base.Batch) -> None:
+        """Augmented images of a batch to the trackers, as the coming step sees them."""
+        if self.trackers.all:
+            key = jax.random.fold_in(jax.random.key(self.config.seed), self.state.step)
+            self.trackers.samples(0, self.dataset, *jax.jit(self.dataset.fetch)(self.resident, batch, key))
+
+    def show_terms(self, watched: dict[str, Any] | None) -> None:
+        """Loss terms of an epoch under way, from a step that the device has left behind."""
+        if watched:
+            steps = (watched['step'] - 1) % self.steps_per_epoch + 1
+            self.reporter.terms(lambda: {name: float(total) / steps for name, total in watched['sums'].items()})
 
     def is_scheduled(self, step: int) -> bool:
         """Whether the config asks for a checkpoint at `step`."""
@@ -365,20 +439,25 @@ class Trainer:
         batches = self.dataset.train_batches(step)
         watched, clock = None, (step, time.monotonic())
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.reporter.live(self.total_steps, step))
+            stack.enter_context(
+                self.reporter.live(self.total_steps, step, self.steps_per_epoch, self.config.batch_size)
+            )
             if self.end_epoch(step) and self.is_scheduled(step):  # the run was stopped in this evaluation
                 self.save(checkpoints, step)
             while step < self.total_steps and not self.stop_asked(step):
-                self.state, seen = self.train_steps[self.mixes(step)](
-                    self.state, self.frozen, self.resident, self.put(next(batches))
-                )
+                inputs = self.state, self.frozen, self.resident, self.put(next(batches))
+                if step == 0:
+                    self.show_samples(inputs[-1])
+                self.probe.look(step, *inputs)
+                self.state, seen = self.train_steps[self.mixes(step)](*inputs)
                 if step == first:  # compiled: from here on there is something to lose
                     stack.enter_context(signals.work_at_stake())
                 step += 1
                 self.reporter.step(step)
                 if step % WATCH_STEPS == 0:
-                    self.check_finite(watched)
-                    watched = seen['fault']
+                    self.check_finite(watched and watched['fault'])
+                    self.show_terms(watched)
+                    watched = {**seen, 'step': step}
                 if step % self.steps_per_epoch == 0:
                     self.check_finite(seen['fault'])
                     rate = (step - clock[0]) * self.config.batch_size / (time.monotonic() - clock[1])
@@ -457,7 +536,8 @@ class Trainer:
             return False
         learned = self.state.learned_teacher
         frozen = self.frozen['variables'] if self.frozen and self.config.eval_hybrids else None
-        accuracies = self.evaluate(None, self.state.student, learned or frozen)
+        with self.reporter.waiting('evaluating'):
+            accuracies = self.evaluate(None, self.state.student, learned or frozen)
         if accuracies is None:
             return False
         if accuracies['top1'] > self.history['best_top1']:
@@ -470,14 +550,16 @@ class Trainer:
             line['mix'] = float(self.mixing_weight(epoch - 1))
         names = step_lib.term_names(method, self.trains_teacher)
         line |= {name: float(self.state.sums[name]) / self.steps_per_epoch for name in names}
+        line |= self.probe.take()
         line |= accuracies
         line |= {'best_top1': self.history['best_top1'], 'images_per_second': self.history['images_per_second']}
         kept = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
         self.history['last'] = {'step': step, **kept}
         self.history['lines'] = [*self.history['lines'], json.dumps(line)]
-        if jax.process_index() == 0:
+        if hosts.is_first():
             files.append_line(self.workdir / runs.METRICS, self.history['lines'][-1])
         self.reporter.epoch(line, self.config.epochs)
+        self.trackers.epoch(line, self.state.student)
         return True
 
     def is_complete(self, step: int) -> bool:
@@ -500,6 +582,7 @@ class Trainer:
             'shortcuts': shortcuts,
             'dirac': bool(network.dirac),
             'taps': list(self.method.taps),
+            'skipped_images': self.dataset.skipped,
             'seed': config.seed,
             'epochs': config.epochs,
             'steps': self.total_steps,
@@ -517,8 +600,9 @@ class Trainer:
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': runs.versions(),
         }
-        if jax.process_index() == 0:
+        if hosts.is_first():
             files.write_json(self.workdir / runs.SUMMARY, summary)
+        hosts.sync('summary written')
         return summary
 
 

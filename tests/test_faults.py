@@ -237,10 +237,10 @@ def test_damaged_config_and_summary_are_named(stopped, tmp_path, content):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system of 400 kB."""
+    """A real file system of 3 MB."""
     path = tmp_path / 'disk'
     path.mkdir()
-    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=400k', 'tmpfs', path], capture_output=True)
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', path], capture_output=True)
     if mounted.returncode:
         pytest.skip('needs the right to mount a file system')
     yield path
@@ -249,7 +249,7 @@ def small_disk(tmp_path):
 
 def test_disk_full_in_a_checkpoint(stopped, small_disk, tmp_path, quiet):
     expected = stopped[1]
-    (small_disk / 'ballast').write_bytes(b'0' * 100_000)
+    (small_disk / 'ballast').write_bytes(b'0' * 1_800_000)  # leaves room for a few checkpoints
     with pytest.raises(errors.UserError, match=r'cannot write the checkpoint of step \d+ .*No space left on device'):
         train.run(small_config(checkpoint__keep=9), small_disk / 'run', quiet)
     names = [p.name for p in (small_disk / 'run' / 'checkpoints').iterdir()]
@@ -268,7 +268,7 @@ def test_disk_full_in_small_files(small_disk):
     failures = 0
     for pages in range(8):
         available = os.statvfs(small_disk).f_bavail * free
-        ballast.write_bytes(b'0' * (available - pages * free))
+        ballast.write_bytes(b'0' * max(available - pages * free, 0))
         for write, value in ((files.append_line, 'x' * 9000), (files.write_atomically, 'y' * 9000)):
             before = path.read_text()
             try:
@@ -288,8 +288,8 @@ def test_disk_full_in_small_files(small_disk):
 def unprivileged():
     """A directory, and the test's process as a user whom permissions stop."""
     with tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o777)
         was = os.geteuid()
+        os.chown(directory, was or 65534, -1)
         os.seteuid(was or 65534)
         try:
             yield Path(directory)
@@ -321,8 +321,8 @@ def test_no_permission(unprivileged):
     assert (unprivileged / 'file').read_text() == 'old'
     assert checkpoints.newest_intact() == 1
     checkpoints.close()
-    os.chmod(unprivileged, 0o777)
-    os.chmod(checkpoints.directory, 0o777)
+    os.chmod(unprivileged, 0o755)
+    os.chmod(checkpoints.directory, 0o755)
 
 
 def test_read_only_file_system(stopped, small_disk):
