@@ -22,7 +22,7 @@ from jointrd_jax.errors import UserError
 
 SHIPPED = sorted(path.stem for path in Path(ROOT, 'configs').glob('*.py'))
 CASES = 3000 if LONG else 150
-SECONDS = 10  # a case takes milliseconds; this finds hangs and giant loops on a loaded machine
+SECONDS = 5  # of processor time; a case takes milliseconds, this finds giant loops
 
 hypothesis.settings.register_profile(
     'faults',
@@ -122,9 +122,9 @@ def test_any_value_in_any_field(name, tmp_path):
                 for group in groups:
                     node = node[group]
                 node[leaf] = value
-        began = time.monotonic()
+        began = time.process_time()
         started.append(start_or_refuse(config, tmp_path / 'run'))
-        assert time.monotonic() - began < SECONDS, changed
+        assert time.process_time() - began < SECONDS, changed
         assert not (tmp_path / 'run').exists()
 
     fuzz()

@@ -373,3 +373,15 @@ def test_of_many_that_start_together_one_runs(tmp_path):
         thread.join()
     assert set(most) == {1} and len(most) + len(refused) == 8
     assert all(f'process {os.getpid()} on host' in message for message in refused)
+
+
+# Long runs.
+
+
+def test_memory_files_and_threads_stay_flat():
+    """The quick form of scripts/soak.py."""
+    steps = '2000' if LONG else '400'
+    result = subprocess.run(
+        [sys.executable, 'scripts/soak.py', '--steps', steps], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,55 @@
+"""A loss that is not finite: stop, or go back with a lower learning rate, the same way after every interruption."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from faults import outcome, run_with_stops, small_config
+
+from jointrd_jax import errors, runs, train
+from jointrd_jax.checkpoint import Checkpoints
+
+# Far too high; some rollbacks of a factor of 1000 bring it into reach.
+ROLLBACK = dict(
+    optimizer__learning_rate=1e15, optimizer__schedule='constant', optimizer__warmup_epochs=0.0,
+    on_nan='rollback', nan_factor=0.001, nan_rollbacks=8,
+)  # fmt: skip
+
+
+def test_stop_names_step_and_term_and_keeps_the_checkpoints(tmp_path, quiet):
+    config = small_config(optimizer__learning_rate=1e15, optimizer__warmup_epochs=0.0)
+    with pytest.raises(errors.UserError, match=r'(ce/student|gradient_norm) is not finite at step \d+; the last good'):
+        train.run(config, tmp_path, quiet)
+    assert not (tmp_path / runs.SUMMARY).exists()
+    for step in Checkpoints(tmp_path).steps():  # whatever was saved is good
+        restored = runs.load(tmp_path)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.variables)), step
+
+
+def test_rollback_lowers_the_rate_until_it_works_and_interruptions_change_nothing(tmp_path, quiet):
+    config = small_config(**ROLLBACK)
+    summary = train.run(config, tmp_path / 'undisturbed', quiet)
+    rollbacks = summary['rollbacks']
+    assert rollbacks and all(r['to'] <= r['step'] for r in rollbacks)
+    assert 'learning rate x 0.001' in quiet.lines
+    last = json.loads((tmp_path / 'undisturbed' / runs.METRICS).read_text().splitlines()[-1])
+    assert last['learning_rate'] == pytest.approx(1e15 * 0.001 ** len(rollbacks), rel=1e-5)
+    _, stops = run_with_stops(config, tmp_path / 'stopped', 3, 13, 29)
+    assert stops == 3
+    assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
+    assert runs.read_summary(tmp_path / 'stopped')['rollbacks'] == rollbacks
+
+
+def test_rollbacks_are_limited(tmp_path, quiet):
+    config = small_config(**{**ROLLBACK, 'nan_factor': 0.999, 'nan_rollbacks': 2})
+    with pytest.raises(errors.UserError, match='is not finite at step .* after 2 rollbacks'):
+        train.run(config, tmp_path, quiet)
+
+
+def test_where_checkpoints_are_matters_to_a_rollback(tmp_path, quiet):
+    config = small_config(**ROLLBACK)
+    run_with_stops(config, tmp_path)
+    config.checkpoint.every_steps = 5
+    with pytest.raises(errors.UserError, match=r'checkpoint.every_steps: 8 there, 5 now'):
+        train.run(config, tmp_path, quiet)
