@@ -2,10 +2,12 @@
 
 Layout: DIR/checkpoints/STEP/{student,best,trainer,meta}, one Orbax item each, and SHA256SUMS. A
 checkpoint is written beside its final name, sealed and renamed, so it appears at once or not at all;
-one that does not match its seal is damaged and is never restored from.
+one that does not match its seal is damaged and is never restored from. Deleting goes the same way
+back: renamed first, so a directory named by a step is whole unless something damaged it.
 """
 
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,40 +22,73 @@ from jointrd_jax.errors import UserError
 
 SEAL = 'SHA256SUMS'
 DIRECTORY = 'checkpoints'
+META = Path('meta') / 'metadata'
+PARTIAL, REMOVING = '.partial', '.removing'
+
+
+def contents(directory: Path) -> set[str]:
+    """The relative names of all that a seal speaks for: everything in `directory` but folders and the seal."""
+    return {
+        str(path.relative_to(directory))
+        for path in directory.rglob('*')
+        if path.is_symlink() or not path.is_dir()
+        if path != directory / SEAL
+    }
 
 
 def seal(directory: Path) -> None:
-    """Write the digests of all files under a finished checkpoint beside them (sha256sum's format)."""
-    lines = [
-        f'{files.sha256(path)}  {path.relative_to(directory)}\n'
-        for path in sorted(directory.rglob('*'))
-        if path.is_file() and path.name != SEAL
-    ]
+    """Write the digests of all files under a finished checkpoint beside them (sha256sum's format), all on disk."""
+    lines = []
+    for name in sorted(contents(directory)):
+        files.sync(directory / name)
+        lines.append(f'{files.sha256(directory / name)}  {name}\n')
     files.write_atomically(directory / SEAL, ''.join(lines))
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file, or None if every file is as it was written."""
+    """What is wrong with a checkpoint, naming the file, or None if every file is as it was written.
+
+    Only files inside the checkpoint are opened, whatever its seal or links in it name.
+    """
     try:
-        lines = (directory / SEAL).read_text().splitlines()
-        for line in lines:
-            digest, name = line.split('  ', 1)
+        if not (directory / SEAL).is_file():
+            return f'{directory / SEAL} is missing'
+        sealed = {}
+        text = files.read_text(directory / SEAL)
+        for line in text.splitlines():
+            match = re.fullmatch(r'([0-9a-f]{64})  (.+)', line)
+            if not match:
+                return f'{directory / SEAL} is damaged'
+            sealed[match[2]] = match[1]
+        there = contents(directory)
+        if not sealed or text != ''.join(f'{digest}  {name}\n' for name, digest in sealed.items()):
+            return f'{directory / SEAL} is damaged'
+        for name in sorted(there ^ sealed.keys()):
+            return f'{directory / name} is ' + ('missing' if name in sealed else f'not in its {SEAL}')
+        for name, digest in sealed.items():
             path = directory / name
-            if not path.is_file():
-                return f'{path} is missing'
+            if path.is_symlink() or not path.is_file():
+                return f'{path} is not a regular file'
             if files.sha256(path) != digest:
                 return f'{path} is not what was written'
-    except FileNotFoundError:
-        return f'{directory} was not finished (no {SEAL})'
-    except (OSError, ValueError) as error:
-        return f'{directory / SEAL} cannot be read ({error})'
-    return None if lines else f'{directory / SEAL} is empty'
+        step = files.read_json(directory / META).get('step')
+        if str(step) != directory.name.removesuffix(PARTIAL):
+            return f'{directory} holds another step, {step}'
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError, AttributeError) as error:
+        return f'{directory} cannot be read ({error})'
+    return None
 
 
 def remove(directory: Path) -> None:
-    """Delete a checkpoint, its seal first, so that what is left of an interrupted deletion is no checkpoint."""
-    (directory / SEAL).unlink(missing_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
+    """Delete a checkpoint; what is left when that is interrupted does not look like one."""
+    if not directory.exists():
+        return
+    going = directory.with_name(directory.name + REMOVING)
+    shutil.rmtree(going, ignore_errors=True)
+    directory.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 class Checkpoints:
@@ -61,14 +96,16 @@ class Checkpoints:
 
     Args:
       run: the run directory.
-      keep: how many of the newest to keep; None only reads.
+      keep: how many of the newest scheduled ones to keep; None only reads.
+      scheduled: which steps the config asks for. Others (written when the run was told to stop) live
+        only until the next one, so that they change nothing about what is kept and found later.
     """
 
-    def __init__(self, run: Path, keep: int | None = None):
+    def __init__(self, run: Path, keep: int | None = None, scheduled: Callable[[int], bool] = lambda step: True):
         logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax narrates; errors reach us as exceptions
         self.directory = Path(run).absolute() / DIRECTORY
         self.say: Callable[[str], None] = lambda message: None
-        self.keep = keep
+        self.keep, self.scheduled = keep, scheduled
         self._writing: Future | None = None
         if keep is not None:
             self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -78,32 +115,49 @@ class Checkpoints:
         """All checkpoints there, newest first, damaged ones too."""
         if not self.directory.is_dir():
             return []
-        return sorted((int(p.name) for p in self.directory.iterdir() if p.name.isdigit()), reverse=True)
+        names = (p.name for p in self.directory.iterdir())
+        return sorted((int(name) for name in names if re.fullmatch(r'0|[1-9][0-9]{0,17}', name)), reverse=True)
 
-    def newest_intact(self) -> int | None:
+    def newest_intact(self, only_scheduled: bool = False) -> int | None:
         """The step to restore: the newest checkpoint that matches its seal; None if there is no checkpoint.
 
         Raises:
           UserError: there are checkpoints and all are damaged; the message names the file.
         """
+        for partial in self.directory.glob(f'*{PARTIAL}') if self.keep is not None else ():
+            if not partial.with_name(partial.name.removesuffix(PARTIAL)).exists() and damage(partial) is None:
+                self._give_name(partial)  # its process died between sealing and renaming
         faults = []
         for step in self.steps():
+            if only_scheduled and not self.scheduled(step):
+                continue
             fault = damage(self.directory / str(step))
             if fault is None:
                 if faults:
                     self.say(f'{faults[0]}: going back to the checkpoint of step {step}')
                 return step
             faults.append(fault)
-        if not faults or all(SEAL in fault and 'not finished' in fault for fault in faults):
+        if not faults:
             return None
-        raise UserError(f'no intact checkpoint in {self.directory}: {faults[0]}')
+        raise UserError(
+            f'no intact checkpoint in {self.directory}: {faults[0]}; restore it from a copy, '
+            'or delete that directory to start anew'
+        )
 
     def drop_after(self, step: int) -> None:
-        """Remove what a resumed run will write again: unfinished checkpoints and those later than `step`."""
+        """Remove what a resumed run will write again: unfinished checkpoints and those later than `step`.
+
+        Raises:
+          UserError: they cannot be removed.
+        """
         if jax.process_index() == 0 and self.directory.is_dir():
-            for path in self.directory.iterdir():
-                if not path.name.isdigit() or int(path.name) > step:
-                    remove(path)
+            steps = {str(s) for s in self.steps() if s <= step}
+            try:
+                for path in self.directory.iterdir():
+                    if path.name not in steps:
+                        shutil.rmtree(path) if path.name.endswith(REMOVING) else remove(path)
+            except OSError as error:
+                raise UserError(f'cannot clear {self.directory}: {error}') from error
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Write a checkpoint in the background; the arrays are copied before this returns.
@@ -112,12 +166,13 @@ class Checkpoints:
           UserError: this or the previous checkpoint cannot be written.
         """
         self.wait()
-        partial = self.directory / f'{step}.partial'
+        partial = self.directory / f'{step}{PARTIAL}'
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._orbax.save(partial, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args), force=True)
-        except (OSError, ValueError) as error:
+            args['meta'] = ocp.args.JsonSave({**meta, 'step': step})
+            self._orbax.save(partial, args=ocp.args.Composite(**args), force=True)
+        except Exception as error:  # whatever Orbax and TensorStore raise when a file system fails them
             raise self._unwritable(step, error) from error
         self._writing = self._finisher.submit(self._finish, step, partial)
 
@@ -128,14 +183,29 @@ class Checkpoints:
             if jax.process_index() == 0:
                 seal(partial)
                 remove(self.directory / str(step))
-                partial.rename(self.directory / str(step))
-                for old in self.steps()[self.keep :]:
+                self._give_name(partial)
+                for old in self._superseded(step):
                     remove(self.directory / str(old))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # as in `save`
             raise self._unwritable(step, error) from error
 
+    def _give_name(self, partial: Path) -> None:
+        partial.rename(partial.with_name(partial.name.removesuffix(PARTIAL)))
+        files.sync(self.directory)
+
+    def _superseded(self, newest: int) -> list[int]:
+        scheduled = [step for step in self.steps() if self.scheduled(step)]
+        return [step for step in self.steps() if step not in scheduled[: self.keep] and step != newest]
+
     def _unwritable(self, step: int, error: Exception) -> UserError:
-        return UserError(f'cannot write the checkpoint of step {step} in {self.directory}: {error}')
+        """The error for a save that failed; what there is of it is removed, which also gives back its space."""
+        for left in self.directory.glob(f'{step}{PARTIAL}*'):
+            shutil.rmtree(left, ignore_errors=True)
+        kept = self.steps()
+        return UserError(
+            f'cannot write the checkpoint of step {step} in {self.directory}: {files.reason(error)}; '
+            + (f'that of step {kept[0]} is kept, the same command continues from it' if kept else 'there is none yet')
+        )
 
     def wait(self) -> None:
         """Until the last save is on disk.
@@ -148,16 +218,24 @@ class Checkpoints:
             writing.result()
 
     def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        """The named items in the structure, types and shardings of the trees given."""
+        """The named items in the structure, types and shardings of the trees given.
+
+        Raises:
+          UserError: the checkpoint does not hold them in this form.
+        """
         restored = {}
         for name, tree in items.items():
-            with ocp.StandardCheckpointer() as checkpointer:
-                restored[name] = checkpointer.restore(self.directory / str(step) / name, tree)
+            path = self.directory / str(step) / name
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    restored[name] = checkpointer.restore(path, tree)
+            except Exception as error:  # Orbax's and TensorStore's parsers raise many kinds
+                raise UserError(f'{path} does not hold what this run needs: {files.reason(error)}') from error
         return restored
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON values kept with a checkpoint."""
-        return files.read_json(self.directory / str(step) / 'meta' / 'metadata')
+        return files.read_json(self.directory / str(step) / META)
 
     def close(self) -> None:
         """Finish the last save and end the background threads."""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
+from jointrd_jax import signals
 from jointrd_jax.config import suggest
-from jointrd_jax.errors import UserError
+from jointrd_jax.errors import Interrupted, UserError
 
 USAGE_STATUS = 2
 
@@ -47,12 +48,17 @@ def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
 def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
     """Parse the flags and call `main` with the arguments named `positional` (the last may be 'NAME ...': one or more).
 
-    UserError ends the process with one line and status 2.
+    UserError ends the process with one line and status 2, a first SIGTERM or SIGINT with one line and
+    `signals.STOPPED_STATUS`, after a checkpoint if there is new work.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
-            main(*argv[1:])
+            with signals.handled():
+                main(*argv[1:])
+        except Interrupted as stop:
+            print(stop, file=sys.stderr, flush=True)
+            sys.exit(signals.STOPPED_STATUS)
         except UserError as error:
             fail(error)
         except BrokenPipeError:

@@ -139,6 +139,12 @@ FIELDS: dict[str, Field] = {
     'log.tracker': Field('', *one_of('', *TRACKERS), "also log to this service (extra of its name); '': none"),
     'checkpoint.every_steps': Field(0, *at_least(0), 'steps between checkpoints; 0: one per epoch'),
     'checkpoint.keep': Field(2, *at_least(1), 'how many of the newest are kept'),
+    'checkpoint.accept_changes': Field(
+        False, *YES_NO, 'continue although code, packages, devices or data changed, to another result'
+    ),
+    'on_nan': Field('stop', *one_of('stop', 'rollback'), 'a loss is not finite: stop, or back to the last checkpoint'),
+    'nan_factor': Field(0.5, *between(0.001, 0.999), 'rollback: what it multiplies the learning rate by, each time'),
+    'nan_rollbacks': Field(3, *between(1, 100), 'rollback: how often, before the run stops after all'),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The one exception for everything a user can get wrong or that can go wrong outside the code."""
+"""What can end a command other than success: the user's or the outside world's errors, and a request to stop."""
 
 import importlib
 from types import ModuleType
@@ -9,6 +9,13 @@ class UserError(Exception):
 
     Its text is one line that says what was wrong, where, and what to do. The command line prints
     that line without a traceback and exits with status 2; library callers may catch it.
+    """
+
+
+class Interrupted(Exception):
+    """The run was told to stop and has written a checkpoint; its text says where to continue.
+
+    The command line prints it and exits with `signals.STOPPED_STATUS`.
     """
 
 

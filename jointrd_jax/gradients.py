@@ -127,3 +127,12 @@ class Probe:
         """The means over what was seen since the last call (norms are means of norms); {} if nothing was."""
         seen, self.seen = jax.device_get(self.seen), []
         return {name: float(np.mean([look[name] for look in seen])) for name in seen[0]} if seen else {}
+
+    def looks(self) -> list[dict[str, float]]:
+        """What was seen since the last `take`, as JSON values: an interrupted epoch keeps its measurements."""
+        self.seen = jax.device_get(self.seen)
+        return [{name: float(value) for name, value in look.items()} for look in self.seen]
+
+    def resume(self, looks: list[dict[str, float]]) -> None:
+        """Go on from the `looks` of an interrupted run."""
+        self.seen = [{name: np.float32(value) for name, value in look.items()} for look in looks]

@@ -9,6 +9,7 @@ teacher/         the run directory of the teacher, if it was trained along
 
 import hashlib
 import importlib.metadata
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from jointrd_jax.errors import UserError
 from jointrd_jax.models import Network, Variables
 
 CONFIG, METRICS, SUMMARY = 'config.json', 'metrics.jsonl', 'summary.json'
+MAX_SIDE = 1 << 16  # of images
 PACKAGES = ('jointrd_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -85,16 +87,47 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
             for group in groups:
                 node = node[group]
             node[leaf] = tuple(value) if isinstance(value, list) else value
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path / CONFIG} is not a config of this version: {error}') from error
     config_lib.validate(config)
     return config
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of the run at `path`; None while it is not finished."""
+    """The summary of the run at `path`; None while it is not finished.
+
+    Raises:
+      UserError: it is damaged.
+    """
     path = Path(path) / SUMMARY
-    return files.read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    summary = files.read_json(path)
+    if not isinstance(summary, dict) or not isinstance(summary.get('procedure'), str):
+        raise UserError(f'{path} is damaged: not a summary; delete it and continue the run to have it written again')
+    return summary
+
+
+def check_data(data: Any, where: Path) -> None:
+    """What a checkpoint says of its data must be usable: it decides what is built and allocated.
+
+    Raises:
+      UserError: it is not of the form of `data.base.as_config`.
+    """
+    forms = {
+        'dataset': lambda v: isinstance(v, str),
+        'classes': lambda v: isinstance(v, list) and v and all(isinstance(name, str) for name in v),
+        'image_shape': lambda v: len(v) == 3 and all(isinstance(n, int) and 0 < n <= MAX_SIDE for n in v),
+        'mean': lambda v: all(math.isfinite(n) for n in v),
+        'std': lambda v: all(math.isfinite(n) for n in v),
+    }
+    for name, is_fine in forms.items():
+        try:
+            fine = is_fine(data[name])
+        except (KeyError, TypeError):
+            fine = False
+        if not fine:
+            raise UserError(f'{where} does not say what its network was trained on: {name!r} is missing or damaged')
 
 
 def load(path: str | Path, which: str = 'last') -> Run:
@@ -109,7 +142,8 @@ def load(path: str | Path, which: str = 'last') -> Run:
     step = checkpoints.newest_intact()
     if step is None:
         raise UserError(f'{path} has no finished checkpoint; run its training first')
-    data = checkpoints.meta(step)['data']
+    data = checkpoints.meta(step).get('data')
+    check_data(data, checkpoints.directory / str(step))
     network = build.student(config, len(data['classes']))
     template = jax.eval_shape(
         network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data['image_shape']), np.float32)

@@ -33,6 +33,7 @@ class TrainState(flax.struct.PyTreeNode):
       teacher: {'variables', 'margin', 'opt_state'} while the teacher trains too, else None; a frozen
         teacher is an argument of the step, {'variables', 'margin'}.
       sums: each loss term summed over the steps of the epoch.
+      rate_scale: factor on the learning rate, below 1 after a rollback from a loss that was not finite.
       fault: {'step', 'term'}: the first step whose loss was not finite and which of `sums` it was; -1: none.
     """
 
@@ -42,6 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Tree
     teacher: Tree
     sums: dict[str, jax.Array]
+    rate_scale: jax.Array
     fault: dict[str, jax.Array]
 
     @property
@@ -127,8 +129,14 @@ def initial_state(
         opt_state=optimizer.init(params),
         teacher=teacher,
         sums=fresh_sums(term_names(method, trains_teacher)),
+        rate_scale=jnp.ones((), jnp.float32),
         fault={'step': jnp.full((), -1, jnp.int32), 'term': jnp.full((), -1, jnp.int32)},
     )
+
+
+def scaled(updates: Tree, factor: jax.Array) -> Tree:
+    """The updates at `factor` times the learning rate (momentum is kept before the rate, so it is as it was)."""
+    return jax.tree.map(lambda update: update * factor, updates)
 
 
 def update_teacher(
@@ -138,6 +146,7 @@ def update_teacher(
     smoothing: float,
     images: jax.Array,
     labels: jax.Array,
+    rate_scale: jax.Array,
 ) -> tuple[Tree, Any, jax.Array]:
     """The teacher's own step on CE(R(x), y) with batch statistics ("from scratch"); its outputs from before it."""
 
@@ -149,7 +158,7 @@ def update_teacher(
     (loss, (outputs, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(teacher['variables']['params'])
     grads, stats, loss = jax.lax.pmean((grads, stats, loss), AXIS)
     updates, opt_state = optimizer.update(grads, teacher['opt_state'], teacher['variables']['params'])
-    params = optax.apply_updates(teacher['variables']['params'], updates)
+    params = optax.apply_updates(teacher['variables']['params'], scaled(updates, rate_scale))
     teacher = {**teacher, 'variables': {'params': params, 'batch_stats': stats}, 'opt_state': opt_state}
     return teacher, outputs, loss
 
@@ -172,7 +181,7 @@ def make_device_step(
         teacher, terms, outputs = state.teacher or frozen, {}, None
         if state.teacher:
             teacher, outputs, terms['ce/teacher'] = update_teacher(
-                teacher, networks.teacher, optimizer, method.label_smoothing, images, labels
+                teacher, networks.teacher, optimizer, method.label_smoothing, images, labels, state.rate_scale
             )
             state = state.replace(teacher=teacher)
         elif method.reads_teacher:
@@ -196,7 +205,7 @@ def make_device_step(
         terms |= {**student_terms, 'gradient_norm': optax.tree.norm(grads)}
         return state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=optax.apply_updates(state.params, scaled(updates, state.rate_scale)),
             stats=stats,
             opt_state=opt_state,
             sums={name: goes_on * total + terms.get(name, 0) for name, total in state.sums.items()},

@@ -20,14 +20,16 @@ from jointrd_jax import (
     gradients,
     hosts,
     joint,
+    provenance,
     runs,
+    signals,
     step as step_lib,
     trackers,
     weights,
 )
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data.base import as_config
-from jointrd_jax.errors import UserError
+from jointrd_jax.errors import Interrupted, UserError
 from jointrd_jax.joint import Method, Networks
 from jointrd_jax.models import Network, Variables
 from jointrd_jax.progress import Reporter
@@ -38,6 +40,7 @@ LOGGING = tuple(name for name in config_lib.FIELDS if name.startswith('log.'))
 HARMLESS = (
     'checkpoint.every_steps',
     'checkpoint.keep',
+    'checkpoint.accept_changes',
     'dataset.data_dir',
     'dataset.workers',
     'teacher.path',
@@ -45,6 +48,14 @@ HARMLESS = (
 )
 TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
+
+
+class Diverged(Exception):
+    """A loss term was not finite: {'step': which step, 'term': which term}."""
+
+    def __init__(self, step: int, term: str):
+        super().__init__(f'{term} is not finite at step {step}')
+        self.fault = {'step': step, 'term': term}
 
 
 class Teacher(NamedTuple):
@@ -63,6 +74,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
     Raises:
       UserError: anything wrong with the config, data, teacher, checkpoints, or a loss that is not finite.
         Nothing is made before config and data are known to be good.
+      Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
     config_lib.validate(config)
     hosts.agree(config_lib.flatten(config))
@@ -77,6 +89,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         check_workdir(config, workdir)
         check_restore(config, student, dataset)
         with hosts.only_first(files.owned(workdir)):
+            check_workdir(config, workdir)  # again, now that nobody else can write there
             if hosts.is_first():
                 files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
             summary = runs.read_summary(workdir)
@@ -113,10 +126,14 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
         return
     before, now = files.read_json(workdir / runs.CONFIG), config_lib.flatten(config)
     now = json.loads(json.dumps(now))
+    if not isinstance(before, dict):
+        raise UserError(f'{workdir / runs.CONFIG} is damaged: not a config')
+    # A rollback goes to the newest scheduled checkpoint, so where these are then decides the result.
+    harmless = [name for name in HARMLESS if name != 'checkpoint.every_steps' or config.on_nan == 'stop']
     changed = [
         f'{name}: {before.get(name)!r} there, {now.get(name)!r} now'
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in HARMLESS
+        if before.get(name) != now.get(name) and name not in harmless
     ]
     if changed:
         raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed)}); use another --workdir')
@@ -200,6 +217,7 @@ class Trainer:
         if self.teacher:
             margin = step_lib.margin(self.teacher.network, self.teacher.variables) if method.distill_weight else None
             self.frozen = step_lib.replicate({'variables': self.teacher.variables, 'margin': margin}, self.devices)
+        self.provenance = provenance.provenance(dataset)
         self.schedule = build.learning_rate(config, self.steps_per_epoch)
         self.optimizer = build.optimizer(config, self.schedule)
         hybrids = method.taps if config.eval_hybrids else ()
@@ -252,7 +270,10 @@ class Trainer:
                 f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {self.dataset.image_shape[-1]}'
             )
         with self.reporter.waiting('evaluating the teacher'):
-            top1 = self.evaluate(Networks(student, network), None, found.variables)['teacher_top1']
+            accuracies = self.evaluate(Networks(student, network), None, found.variables)
+        if accuracies is None:
+            raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
+        top1 = accuracies['teacher_top1']
         recorded = found.summary.get(f'{self.config.teacher.which}_top1')
         same_images = found.summary.get('eval_images') == [self.dataset.name, self.dataset.eval_size]
         if recorded is not None and same_images and abs(top1 - recorded) > TEACHER_TOLERANCE:
@@ -272,11 +293,16 @@ class Trainer:
 
     def evaluate(
         self, networks: Networks | None, student: Variables | None, teacher: Variables | None
-    ) -> dict[str, float]:
-        """Top-1 and top-5 in percent over every evaluation image: 'top1', 'teacher_top1', 'path1_top1', ..."""
+    ) -> dict[str, float] | None:
+        """Top-1 and top-5 in percent over every evaluation image: 'top1', 'teacher_top1', 'path1_top1', ...
+
+        None if a stop was asked for meanwhile (on a single host; several finish together).
+        """
         eval_step = step_lib.make_eval_step(self.dataset, networks, ()) if networks else self.eval_step
         total, images = {}, 0
         for batch in self.dataset.eval_batches():
+            if signals.requested() and jax.process_count() == 1:
+                return None
             counts, number = eval_step(student, teacher, self.resident, self.put(batch))
             total = {name: total.get(name, 0) + count for name, count in counts.items()}
             images += number
@@ -304,45 +330,59 @@ class Trainer:
             variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
         return variables
 
-    def begin(self, checkpoints: Checkpoints) -> None:
-        """Fresh state, or the newest intact checkpoint's; metrics after it are dropped."""
-        self.best, self.history = None, {'best_top1': -1.0, 'best_epoch': 0, 'seconds': 0.0, 'last': {}}
-        newest = checkpoints.newest_intact()
+    def begin(self, checkpoints: Checkpoints, only_scheduled: bool = False) -> None:
+        """Fresh state, or the newest intact checkpoint's, and the metrics as they were then."""
+        newest = checkpoints.newest_intact(only_scheduled)
+        checkpoints.drop_after(-1 if newest is None else newest)
         if newest is None:
+            self.history = {
+                'best_top1': -1.0, 'best_epoch': 0, 'seconds': 0.0, 'last': {}, 'images_per_second': 0.0,
+                'lines': [], 'looks': [], 'rollbacks': [], 'changes': [],
+            }  # fmt: skip
             student = self.restored() if self.config.restore else None
             make = jax.jit(self.initial_state, out_shardings=step_lib.replicated(self.devices))
             self.state = make(student)
             self.best = copy(self.state.student)
-            self.drop_metrics_after(0)
-            return
-        abstract = jax.eval_shape(self.initial_state)
-        placed = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step_lib.replicated(self.devices)),
-            abstract,
-        )
-        items = checkpoints.restore(
-            newest, {'student': placed.student, 'best': placed.student, 'trainer': trainer_item(placed)}
-        )
-        meta = checkpoints.meta(newest)
+        else:
+            self.resume(checkpoints, newest)
+        self.saved_step = newest
+        self.probe.resume(self.history['looks'])
+        if hosts.is_first():
+            files.write_atomically(self.workdir / runs.METRICS, ''.join(f'{line}\n' for line in self.history['lines']))
+
+    def resume(self, checkpoints: Checkpoints, step: int) -> None:
+        """State, best weights and history of a checkpoint, if they are of this run."""
+        meta = checkpoints.meta(step)
+        if 'provenance' not in meta:
+            raise UserError(f'{checkpoints.directory} was not written by a training run, so none can continue from it')
+        changes = provenance.check(self.config, meta['provenance'], self.provenance, self.workdir)
         if self.teacher and meta['teacher']['digest'] != self.teacher.digest:
             raise UserError(
                 f'{self.workdir} was trained with the teacher {meta["teacher"]["origin"]} whose weights differ from '
                 f'those of {self.teacher.origin}; give back the former as config.teacher.path or use another --workdir'
             )
+        everywhere = step_lib.replicated(self.devices)
+        placed = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            jax.eval_shape(self.initial_state),
+        )
+        items = checkpoints.restore(
+            step, {'student': placed.student, 'best': placed.student, 'trainer': trainer_item(placed)}
+        )
         self.state = with_items(placed, items)
         self.best, self.history = items['best'], meta['history']
-        checkpoints.drop_after(newest)
-        self.drop_metrics_after(newest)
-        self.reporter.say(f'continuing from step {newest} of {self.total_steps}')
+        self.history['changes'] += changes
+        self.reporter.say(f'continuing from step {step} of {self.total_steps}')
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
-        history = {**self.history, 'seconds': self.seconds()}
-        meta = {'data': as_config(self.dataset), 'history': history, 'step': step}
+        history = {**self.history, 'seconds': self.seconds(), 'looks': self.probe.looks()}
+        meta = {'data': as_config(self.dataset), 'history': history, 'provenance': self.provenance}
         if self.teacher:
             meta['teacher'] = {'origin': self.teacher.origin, 'digest': self.teacher.digest}
         items = {'student': self.state.student, 'best': self.best, 'trainer': trainer_item(self.state)}
         with self.reporter.waiting('waiting for the previous checkpoint to be on disk'):
             checkpoints.save(step, items, meta)
+        self.saved_step = step
 
     def seconds(self) -> float:
         """Wall time of the run, earlier sessions included."""
@@ -352,51 +392,25 @@ class Trainer:
 
     def train(self) -> dict[str, Any]:
         """Step to the end and return the summary."""
-        checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
+        checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep, self.is_scheduled)
         checkpoints.say = self.reporter.say
-        self.begin(checkpoints)
-        with contextlib.closing(trackers.Trackers(self.config, self.workdir, int(self.state.step))) as self.trackers:
-            self.loop(checkpoints)
-            summary = self.finish()
-            self.trackers.finish(summary)
-        return summary
-
-    def loop(self, checkpoints: Checkpoints) -> None:
-        """Step, evaluate and checkpoint until the run is complete."""
-        every = self.config.checkpoint.every_steps or self.steps_per_epoch
-        step = int(self.state.step)
-        batches = self.dataset.train_batches(step)
-        watched, epoch_started = None, time.monotonic()
         try:
-            with self.reporter.live(self.total_steps, step, self.steps_per_epoch, self.config.batch_size):
-                epoch_first_step = step
-                while step < self.total_steps:
-                    mixed = not self.method.taps or float(self.mixing_weight(step // self.steps_per_epoch)) > 0
-                    inputs = self.state, self.frozen, self.resident, self.put(next(batches))
-                    if step == epoch_first_step == 0:
-                        self.show_samples(inputs[-1])
-                    self.probe.look(step, *inputs)
-                    self.state, seen = self.train_steps[mixed](*inputs)
-                    step += 1
-                    self.reporter.step(step)
-                    epoch_ends = step % self.steps_per_epoch == 0
-                    if step % WATCH_STEPS == 0:
-                        self.check_finite(watched and watched['fault'])
-                        self.show_terms(watched)
-                        watched = {**seen, 'step': step}
-                    if epoch_ends:
-                        self.check_finite(seen['fault'])
-                        epoch = step // self.steps_per_epoch
-                        rate = (step - epoch_first_step) * self.config.batch_size / (time.monotonic() - epoch_started)
-                        if epoch % self.config.eval_every == 0 or step == self.total_steps:
-                            self.end_epoch(epoch, step, seen['sums'], rate, mixed)
-                        epoch_first_step, epoch_started = step, time.monotonic()
-                    if step % every == 0 or step == self.total_steps:
-                        self.check_finite(seen['fault'])
-                        self.save(checkpoints, step)
+            self.begin(checkpoints)
+            self.trackers = trackers.Trackers(self.config, self.workdir, int(self.state.step))
+            with contextlib.closing(self.trackers):
+                while True:
+                    try:
+                        self.advance(checkpoints)
+                        break
+                    except Diverged as error:
+                        self.roll_back(checkpoints, error)
+                checkpoints.wait()
+                summary = self.finish()
+                self.trackers.finish(summary)
         finally:
             with self.reporter.waiting('waiting for the last checkpoint to be on disk'):
                 checkpoints.close()
+        return summary
 
     def show_samples(self, batch: data.base.Batch) -> None:
         """Augmented images of a batch to the trackers, as the coming step sees them."""
@@ -410,47 +424,146 @@ class Trainer:
             steps = (watched['step'] - 1) % self.steps_per_epoch + 1
             self.reporter.terms(lambda: {name: float(total) / steps for name, total in watched['sums'].items()})
 
+    def is_scheduled(self, step: int) -> bool:
+        """Whether the config asks for a checkpoint at `step`."""
+        return step % (self.config.checkpoint.every_steps or self.steps_per_epoch) == 0 or step == self.total_steps
+
+    def advance(self, checkpoints: Checkpoints) -> None:
+        """From the state as it is to the last step.
+
+        Raises:
+          Diverged: a loss term was not finite.
+          Interrupted: a stop was asked for; there is a checkpoint of the step reached.
+        """
+        first = step = int(self.state.step)
+        batches = self.dataset.train_batches(step)
+        watched, clock = None, (step, time.monotonic())
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                self.reporter.live(self.total_steps, step, self.steps_per_epoch, self.config.batch_size)
+            )
+            if self.end_epoch(step) and self.is_scheduled(step):  # the run was stopped in this evaluation
+                self.save(checkpoints, step)
+            while step < self.total_steps and not self.stop_asked(step):
+                inputs = self.state, self.frozen, self.resident, self.put(next(batches))
+                if step == 0:
+                    self.show_samples(inputs[-1])
+                self.probe.look(step, *inputs)
+                self.state, seen = self.train_steps[self.mixes(step)](*inputs)
+                if step == first:  # compiled: from here on there is something to lose
+                    stack.enter_context(signals.work_at_stake())
+                step += 1
+                self.reporter.step(step)
+                if step % WATCH_STEPS == 0:
+                    self.check_finite(watched and watched['fault'])
+                    self.show_terms(watched)
+                    watched = {**seen, 'step': step}
+                if step % self.steps_per_epoch == 0:
+                    self.check_finite(seen['fault'])
+                    rate = (step - clock[0]) * self.config.batch_size / (time.monotonic() - clock[1])
+                    self.history['images_per_second'] = round(rate, 1)
+                    self.end_epoch(step)
+                    clock = step, time.monotonic()
+                if self.is_scheduled(step):
+                    self.check_finite(seen['fault'])
+                    self.save(checkpoints, step)
+            if self.stop_asked(step) and not self.is_complete(step):
+                self.check_finite(self.state.fault)
+                if step and step != self.saved_step:
+                    self.save(checkpoints, step)
+                checkpoints.wait()
+                raise Interrupted(
+                    f'stopped at step {step} of {self.total_steps} by {signals.requested() or "another host"}; '
+                    f'the same command continues in {self.workdir}'
+                )
+
+    def mixes(self, step: int) -> bool:
+        """Whether the mixed paths have a weight above zero at `step`."""
+        return not self.method.taps or float(self.mixing_weight(step // self.steps_per_epoch)) > 0
+
+    def stop_asked(self, step: int) -> bool:
+        """Whether to stop here: a signal came. Several hosts ask each other, at steps all of them reach."""
+        asked = signals.requested() is not None
+        if jax.process_count() == 1:
+            return asked
+        if step % WATCH_STEPS and step != self.total_steps:
+            return False
+        from jax.experimental import multihost_utils
+
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
+
     def check_finite(self, fault: dict[str, jax.Array] | None) -> None:
-        """Stop at a loss term that was not finite."""
+        """Raises Diverged for a loss term that was not finite."""
         if fault is not None and int(fault['step']) >= 0:
             names = step_lib.term_names(self.method, self.trains_teacher)
             bad = [name for name in names if name != 'loss'][max(int(fault['term']) - 1, 0)]
-            raise UserError(
-                f'{bad} is not finite at step {int(fault["step"])}; the last good checkpoint is kept in '
-                f'{self.workdir}; lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
-            )
+            raise Diverged(int(fault['step']), bad)
 
-    def end_epoch(self, epoch: int, step: int, sums: dict[str, jax.Array], rate: float, mixed: bool) -> None:
-        """Evaluate, keep the best, and write the epoch's line."""
+    def roll_back(self, checkpoints: Checkpoints, error: Diverged) -> None:
+        """Go back to the last scheduled checkpoint (or the start) and go on with a lower learning rate.
+
+        Everything here follows from that checkpoint and the steps after it, so a run that is killed
+        and continued takes the same way.
+
+        Raises:
+          UserError: config.on_nan is 'stop', or there were as many rollbacks as allowed.
+        """
+        before = self.history['rollbacks']
+        if self.config.on_nan == 'stop' or len(before) >= self.config.nan_rollbacks:
+            again = f' after {len(before)} rollbacks' if before else ''
+            raise UserError(
+                f'{error}{again}; the last good checkpoint is kept in '
+                f'{self.workdir}; lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
+            ) from None
+        checkpoints.wait()
+        seconds = self.seconds()
+        self.begin(checkpoints, only_scheduled=True)
+        to = self.saved_step or 0
+        self.started, self.history['seconds'] = time.monotonic(), seconds
+        self.history['rollbacks'] = [*before, {**error.fault, 'to': to}]
+        scale = np.float32(self.config.nan_factor ** len(self.history['rollbacks']))
+        self.state = self.state.replace(rate_scale=step_lib.replicate(scale, self.devices))
+        self.reporter.say(f'{error}: back to step {to}, learning rate x {float(scale):g}')
+
+    def end_epoch(self, step: int) -> bool:
+        """Evaluate, keep the best, and write the epoch's line, if that is due and was not done yet.
+
+        Left undone (False) if a stop is asked for meanwhile; the run does it first when it is continued.
+        """
+        epoch, since = divmod(step, self.steps_per_epoch)
+        due = step and not since and (epoch % self.config.eval_every == 0 or step == self.total_steps)
+        if not due or self.history['last'].get('step') == step:
+            return False
         learned = self.state.learned_teacher
         frozen = self.frozen['variables'] if self.frozen and self.config.eval_hybrids else None
         with self.reporter.waiting('evaluating'):
             accuracies = self.evaluate(None, self.state.student, learned or frozen)
+        if accuracies is None:
+            return False
         if accuracies['top1'] > self.history['best_top1']:
             self.best = copy(self.state.student)
             self.history |= {'best_top1': accuracies['top1'], 'best_epoch': epoch}
-        names = step_lib.term_names(self.method if mixed else self.method.without_mixing(), self.trains_teacher)
-        line = {'epoch': epoch, 'step': step, 'learning_rate': float(self.schedule(step - 1))}
+        method = self.method if self.mixes(step - 1) else self.method.without_mixing()
+        rate = float(self.schedule(step - 1)) * float(self.state.rate_scale)
+        line = {'epoch': epoch, 'step': step, 'learning_rate': rate}
         if self.method.taps:
             line['mix'] = float(self.mixing_weight(epoch - 1))
-        line |= {name: float(sums[name]) / self.steps_per_epoch for name in names}
+        names = step_lib.term_names(method, self.trains_teacher)
+        line |= {name: float(self.state.sums[name]) / self.steps_per_epoch for name in names}
         line |= self.probe.take()
         line |= accuracies
-        line |= {'best_top1': self.history['best_top1'], 'images_per_second': round(rate, 1)}
-        self.history['last'] = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
+        line |= {'best_top1': self.history['best_top1'], 'images_per_second': self.history['images_per_second']}
+        kept = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
+        self.history['last'] = {'step': step, **kept}
+        self.history['lines'] = [*self.history['lines'], json.dumps(line)]
         if hosts.is_first():
-            with open(self.workdir / runs.METRICS, 'a') as file:
-                file.write(json.dumps(line) + '\n')
+            files.append_line(self.workdir / runs.METRICS, self.history['lines'][-1])
         self.reporter.epoch(line, self.config.epochs)
         self.trackers.epoch(line, self.state.student)
+        return True
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Forget lines of steps that will be taken again."""
-        path = self.workdir / runs.METRICS
-        if hosts.is_first() and path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
-            files.write_atomically(path, ''.join(f'{line}\n' for line in kept))
+    def is_complete(self, step: int) -> bool:
+        return step == self.total_steps == self.history['last'].get('step')
 
     def finish(self) -> dict[str, Any]:
         """Write and return the summary."""
@@ -481,6 +594,8 @@ class Trainer:
             'teacher': self.teacher.origin if self.teacher else None,
             'wall_seconds': round(self.seconds(), 2),
             'images_per_second': last['images_per_second'],
+            'rollbacks': self.history['rollbacks'],
+            'changes_on_resume': self.history['changes'],
             'student_digest': runs.digest(jax.device_get(self.state.student)),
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': runs.versions(),

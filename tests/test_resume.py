@@ -1,0 +1,126 @@
+"""An interrupted run ends as an undisturbed one: the same weights, metrics lines and best checkpoint."""
+
+import json
+
+import pytest
+from faults import LONG, Stopping, outcome, run_with_stops, small_config, stop
+
+from jointrd_jax import errors, files, runs, train
+from jointrd_jax.checkpoint import Checkpoints
+
+# procedure: config; the long form (see faults.LONG) has all of them
+PROCEDURES = {
+    'plain': {'model__dirac': True},
+    'jointrd_scratch': {'distill__weight': 1e-3},
+    'jointrd': {'eval_hybrids': True, 'mix__eta': 0.0, 'mix__epochs': 0.5},
+}
+MORE = {
+    'resnet': {},
+    'feature_kd': {'distill__weight': 1e-3},
+    'logit_kd': {},
+    'resnet_kd': {},
+}
+# mid-epoch; the last step of an epoch, whose evaluation is put off; long: the first, at a checkpoint, the very last
+STOPS = (13, 20, 1, 16, 40) if LONG else (13, 20)
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    """A finished ResNet run."""
+    path = tmp_path_factory.mktemp('teacher') / 'run'
+    train.run(small_config('resnet'), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('procedure', [*PROCEDURES, *(MORE if LONG else ())])
+def test_stopped_and_continued(procedure, teacher, tmp_path, quiet):
+    config = small_config(procedure, teacher__path=teacher, **(PROCEDURES | MORE)[procedure])
+    train.run(config, tmp_path / 'undisturbed', quiet)
+    _, stops = run_with_stops(config, tmp_path / 'stopped', *STOPS)
+    assert stops == len(STOPS)
+    assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
+
+
+@pytest.mark.skipif(not LONG, reason='long form')
+def test_stopped_at_every_step(tmp_path, quiet):
+    config = small_config(epochs=1, batch_size=128)
+    train.run(config, tmp_path / 'undisturbed', quiet)
+    _, stops = run_with_stops(config, tmp_path / 'stopped', *range(1, 11))
+    assert stops == 10
+    assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
+
+
+def test_stopped_while_the_teacher_trains(tmp_path, quiet, monkeypatch):
+    config = small_config('jointrd', epochs=1)
+    train.run(config, tmp_path / 'undisturbed', quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'Reporter', lambda *_: Stopping(7))  # the one made for the teacher
+        stop(config, tmp_path / 'stopped', quiet, 'step 7 of 20')
+    assert not (tmp_path / 'stopped' / 'teacher' / runs.SUMMARY).exists()
+    train.run(config, tmp_path / 'stopped', quiet)
+    for part in ('', 'teacher'):
+        assert outcome(tmp_path / 'stopped' / part) == outcome(tmp_path / 'undisturbed' / part)
+
+
+def test_checkpoints_of_stops_displace_no_scheduled_one(tmp_path):
+    config = small_config(epochs=2)
+    run_with_stops(config, tmp_path / 'run', 17, 18, 19)
+    assert Checkpoints(tmp_path / 'run').steps() == [40, 32]
+
+
+def test_metrics_are_restored_from_the_checkpoint(tmp_path):
+    config, path = small_config(), tmp_path / 'run'
+    stop(config, path, Stopping(30))
+    whole = (path / runs.METRICS).read_text()
+    assert len(whole.splitlines()) == 1
+    for step, text in enumerate(('', whole[:-20], whole + '{"epoch": 2, "st', whole + whole, '\x00' * 50), 31):
+        (path / runs.METRICS).write_text(text)
+        stop(config, path, Stopping(step))
+        assert (path / runs.METRICS).read_text() == whole, text
+
+
+def test_changed_config_is_refused(tmp_path, quiet):
+    stop(small_config(), tmp_path, Stopping(20))
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in tmp_path.rglob('*'))
+    fields = {
+        'seed': 1,
+        'optimizer.learning_rate': 0.3,
+        'epochs': 3,
+        'model.width': 8,
+        'batch_size': 32,
+        'mix.eta': 0.1,
+    }
+    for field, value in fields.items():
+        config = small_config(**{field.replace('.', '__'): value})
+        with pytest.raises(errors.UserError, match=f'another config .*{field}: .* there, .* now'):
+            train.run(config, tmp_path, quiet)
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in tmp_path.rglob('*')) == before
+
+
+def test_harmless_changes_are_allowed(tmp_path, quiet):
+    train.run(small_config(), tmp_path / 'undisturbed', quiet)
+    stop(small_config(), tmp_path / 'run', Stopping(20))
+    train.run(small_config(checkpoint__every_steps=3, checkpoint__keep=5), tmp_path / 'run', quiet)
+    assert outcome(tmp_path / 'run') == outcome(tmp_path / 'undisturbed')
+
+
+def test_changed_code_is_refused(tmp_path, quiet, monkeypatch):
+    """Not by editing the package under test: by a checkpoint that says it was made by other code."""
+    stop(small_config(), tmp_path / 'run', Stopping(20))
+    real = train.provenance.provenance
+    changed = {'package jax': '0.1.2', 'code of jointrd_jax.losses': 'abc', 'devices': '7 x cpu'}
+    monkeypatch.setattr(train.provenance, 'provenance', lambda dataset: real(dataset) | changed)
+    with pytest.raises(errors.UserError, match='losses.*devices: .*7 x cpu now; package jax: .*accept_changes'):
+        train.run(small_config(), tmp_path / 'run', quiet)
+    summary = train.run(small_config(checkpoint__accept_changes=True), tmp_path / 'run', quiet)
+    assert [change.split(':')[0] for change in summary['changes_on_resume']] == sorted(changed)
+
+
+def test_finished_run_is_left_alone(tmp_path, quiet):
+    config = small_config(epochs=1)
+    train.run(config, tmp_path, quiet)
+    files_before = {p: files.sha256(p) for p in tmp_path.rglob('*') if p.is_file()}
+    train.run(config, tmp_path, quiet)
+    assert {p: files.sha256(p) for p in tmp_path.rglob('*') if p.is_file()} == files_before
+    assert 'finished already' in quiet.lines
+    assert json.loads((tmp_path / runs.SUMMARY).read_text())['rollbacks'] == []
