@@ -144,7 +144,7 @@ def convert(
     Raises:
       UserError: `path` holds no network, `out` holds something already, or they do not fit together.
     """
-    from jointrd_jax import runs, weights
+    from jointrd_jax import files, runs, weights
 
     path, out = Path(path), Path(out)
     if out.is_file() or (out.exists() and any(out.iterdir())):
@@ -157,7 +157,10 @@ def convert(
     if remove_shortcuts:
         source = without_shortcuts(source)
     if out.suffix == '.safetensors':
-        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f'cannot write {out}: {error.strerror}') from error
         weights.save(out, source.network, source.variables, source.data)
     else:
         network = source.network
@@ -173,7 +176,8 @@ def convert(
             'student_digest': runs.digest(source.variables),
             'versions': runs.versions(),
         }
-        runs.save(out, source.config, source.variables, source.data, summary)
+        with files.appearing(out) as directory:
+            runs.save(directory, source.config, source.variables, source.data, summary)
     print(f'{weights.name_of(source.network)}: {path} -> {out}')
 
 
