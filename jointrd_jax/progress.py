@@ -9,18 +9,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jointrd_jax import hosts
+
 
 class Reporter:
     """Prints a run's progress. `indent` marks the lines of a run within a run (the teacher's).
 
     Args:
       label: what runs, in front of every line.
-      console: where to; by default standard output (colours off when NO_COLOR is set).
+      console: where to; by default standard output of the first host (colours off when NO_COLOR is set).
       every_seconds: plain lines for epochs come at most this often (the first and last always).
     """
 
     def __init__(self, label: str, console: Console | None = None, every_seconds: float = 5.0):
-        self.label, self.console, self.every_seconds = label, console or Console(highlight=False), every_seconds
+        self.label, self.console, self.every_seconds = (
+            label,
+            console or Console(highlight=False, quiet=not hosts.is_first()),
+            every_seconds,
+        )
         self._bar: Progress | None = None
         self._task: Any = None
         self._printed = 0.0

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax import build, config as config_lib, data, files, joint, runs, step as step_lib, weights
+from jointrd_jax import build, config as config_lib, data, files, hosts, joint, runs, step as step_lib, weights
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
@@ -21,7 +21,7 @@ from jointrd_jax.progress import Reporter
 from jointrd_jax.step import AXIS, TrainState
 
 # Fields that may change when a run is continued: they do not change its result.
-HARMLESS = ('checkpoint.every_steps', 'checkpoint.keep', 'dataset.data_dir', 'teacher.path')
+HARMLESS = ('checkpoint.every_steps', 'checkpoint.keep', 'dataset.data_dir', 'dataset.workers', 'teacher.path')
 TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
@@ -44,6 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         Nothing is made before config and data are known to be good.
     """
     config_lib.validate(config)
+    hosts.agree(config_lib.flatten(config))
     workdir = Path(workdir).absolute()
     reporter = reporter or Reporter(config.procedure)
     dataset = data.load(config)
@@ -53,9 +54,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         method = build.method(config, student)
         check_workdir(config, workdir)
         check_restore(config, student, dataset)
-        with files.owned(workdir):
-            files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
+        with hosts.only_first(files.owned(workdir)):
+            if hosts.is_first():
+                files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
             summary = runs.read_summary(workdir)
+            hosts.sync('workdir read')
             if summary is None:
                 summary = Trainer(config, workdir, dataset, student, method, reporter).train()
             else:
@@ -98,11 +101,21 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def check_restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> None:
-    """`config.restore` must hold the same network, for the same classes."""
+    """`config.restore` must hold the same network, for the same classes unless the head is new."""
+    if config.restore_head == 'new' and not config.restore:
+        raise UserError(
+            'config.restore_head=new needs config.restore=RUN, the run to start from (see configs/finetune.py)'
+        )
     if config.restore:
         other = runs.load(config.restore)
+        channels = other.data['image_shape'][-1], dataset.image_shape[-1]
+        if channels[0] != channels[1]:
+            raise UserError(
+                f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
+            )
         check_same(f'config.restore={config.restore}', other.network, student, SHAPE_FIELDS + ('shortcuts', 'dirac'))
-        check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+        if config.restore_head == 'keep':
+            check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
 
 
 SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
@@ -130,6 +143,8 @@ def report(summary: dict[str, Any], reporter: Reporter) -> None:
     """The final table of a run."""
     keys = ('procedure', 'dataset', 'model', 'shortcuts', 'seed', 'epochs', 'last_top1', 'best_top1', 'teacher_top1')
     rows = [(key, '-' if summary.get(key) is None else str(summary.get(key))) for key in keys]
+    if summary.get('skipped_images'):
+        rows.append(('bad images skipped', str(summary['skipped_images'])))
     rows.append(('wall time', f'{summary["wall_seconds"]:.1f} s'))
     reporter.table('finished', rows, (summary['procedure'], 'accuracies in percent'))
 
@@ -187,7 +202,7 @@ class Trainer:
         path = Path(self.config.teacher.path) if self.config.teacher.path else self.workdir / 'teacher'
         if not self.config.teacher.path and runs.read_summary(path) is None:
             config = ml_collections.ConfigDict(self.config)
-            config.procedure, config.restore = 'resnet', ''
+            config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
             self.reporter.say(f'training the teacher first, in {path}')
             run(config, path, Reporter('teacher', self.reporter.console))
         if weights.is_weight_file(path):
@@ -250,12 +265,21 @@ class Trainer:
             self.optimizer, self.trains_teacher, student,
         )  # fmt: skip
 
+    def restored(self) -> Variables:
+        """The weights of `config.restore`; with a fresh head where it is to be new."""
+        variables = runs.load(self.config.restore).variables
+        if self.config.restore_head == 'new':
+            images = jnp.zeros((1, *self.dataset.image_shape), jnp.float32)
+            fresh = self.networks.student.init(jax.random.key(self.config.seed), images)
+            variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
+        return variables
+
     def begin(self, checkpoints: Checkpoints) -> None:
         """Fresh state, or the newest intact checkpoint's; metrics after it are dropped."""
         self.best, self.history = None, {'best_top1': -1.0, 'best_epoch': 0, 'seconds': 0.0, 'last': {}}
         newest = checkpoints.newest_intact()
         if newest is None:
-            student = runs.load(self.config.restore).variables if self.config.restore else None
+            student = self.restored() if self.config.restore else None
             make = jax.jit(self.initial_state, out_shardings=step_lib.replicated(self.devices))
             self.state = make(student)
             self.best = copy(self.state.student)
@@ -358,7 +382,7 @@ class Trainer:
         line |= accuracies
         line |= {'best_top1': self.history['best_top1'], 'images_per_second': round(rate, 1)}
         self.history['last'] = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
-        if jax.process_index() == 0:
+        if hosts.is_first():
             with open(self.workdir / runs.METRICS, 'a') as file:
                 file.write(json.dumps(line) + '\n')
         self.reporter.epoch(line, self.config.epochs)
@@ -366,7 +390,7 @@ class Trainer:
     def drop_metrics_after(self, step: int) -> None:
         """Forget lines of steps that will be taken again."""
         path = self.workdir / runs.METRICS
-        if path.exists():
+        if hosts.is_first() and path.exists():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
             files.write_atomically(path, ''.join(f'{line}\n' for line in kept))
@@ -388,6 +412,7 @@ class Trainer:
             'shortcuts': shortcuts,
             'dirac': bool(network.dirac),
             'taps': list(self.method.taps),
+            'skipped_images': self.dataset.skipped,
             'seed': config.seed,
             'epochs': config.epochs,
             'steps': self.total_steps,
@@ -403,7 +428,9 @@ class Trainer:
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': runs.versions(),
         }
-        files.write_json(self.workdir / runs.SUMMARY, summary)
+        if hosts.is_first():
+            files.write_json(self.workdir / runs.SUMMARY, summary)
+        hosts.sync('summary written')
         return summary
 
 
