@@ -37,7 +37,7 @@ def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
         fail(error)
     except Exception as error:  # config files are the user's code: anything can be raised there
         fail(explain(error, argv[1:]))
-    if len(rest) > 1 + len(positional):
+    if len(rest) > 1 + len(positional) and not (positional and positional[-1].endswith('...')):
         fail(f'unexpected argument {rest[1 + len(positional)]!r}; options start with --')
     if len(rest) < 1 + len(positional):
         fail(f'{positional[len(rest) - 1]} is missing: {" ".join(positional)} comes before the options')
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
 
 
 def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
-    """Parse the flags and call `main`, with the arguments that are no flags where `positional` names some.
+    """Parse the flags and call `main` with the arguments named `positional` (the last may be 'NAME ...': one or more).
 
     UserError ends the process with one line and status 2.
     """
