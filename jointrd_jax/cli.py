@@ -1,5 +1,6 @@
 """The frame of every command: flags, one clear line for what the user got wrong, the exit status."""
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -29,27 +30,32 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
     return text.replace('flag --', '--')
 
 
-def parse(argv: Sequence[str]) -> list[str]:
+def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
     except UserError as error:
         fail(error)
     except Exception as error:  # config files are the user's code: anything can be raised there
         fail(explain(error, argv[1:]))
-    if len(rest) > 1:
-        fail(f'unexpected argument {rest[1]!r}; options start with --')
+    if len(rest) > 1 + len(positional) and not (positional and positional[-1].endswith('...')):
+        fail(f'unexpected argument {rest[1 + len(positional)]!r}; options start with --')
+    if len(rest) < 1 + len(positional):
+        fail(f'{positional[len(rest) - 1]} is missing: {" ".join(positional)} comes before the options')
     return rest
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse the flags and call `main`. UserError ends the process with one line and status 2."""
+def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
+    """Parse the flags and call `main` with the arguments named `positional` (the last may be 'NAME ...': one or more).
+
+    UserError ends the process with one line and status 2.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
-            main()
+            main(*argv[1:])
         except UserError as error:
             fail(error)
         except BrokenPipeError:
             sys.exit(USAGE_STATUS)
 
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, flags_parser=functools.partial(parse, positional=positional))

@@ -2,7 +2,13 @@
 
 Every cell (procedure, seed) is a run of its own in DIR/PROCEDURE/seedN, resumed or reused when it is
 there. The `resnet` run of a seed is the teacher of that seed's other runs. Writes DIR/compare.json and a
-picture of the learning curves, DIR/compare.png.
+picture of the learning curves, DIR/compare.png; with --report also DIR/report.html (see `report`).
+
+Ablations: --variants names lists of overrides, and every procedure is run with each:
+
+    --procedures jointrd --variants 'eta0: mix.eta=0; more: mix.num_taps=7 mix.eta=1; base:'
+
+The runs of such a cell are in DIR/PROCEDURE/VARIANT/seedN. The teacher is that of the recipe without overrides.
 """
 
 import json
@@ -24,14 +30,45 @@ CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe; override w
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the runs are kept; the same command continues them.')
 SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, comma-separated.')
 CHOSEN = flags.DEFINE_list('procedures', list(DEFAULT), 'Procedures; +dirac makes the student Dirac-parametrised.')
+VARIANTS = flags.DEFINE_string('variants', '', "Ablations: 'NAME: field=value field=value; NAME: ...'.")
+REPORT = flags.DEFINE_bool('report', False, 'Also write WORKDIR/report.html.')
 
 
-def cell_config(config: ml_collections.ConfigDict, name: str, seed: int, teacher: str) -> ml_collections.ConfigDict:
-    """The config of one cell.
+Variants = dict[str, dict[str, Any]]
+
+
+def parse_variants(text: str) -> Variants:
+    """'eta0: mix.eta=0; more: mix.num_taps=7 mix.eta=1' to {'eta0': {'mix.eta': 0.0}, 'more': {...}}.
+
+    Raises:
+      UserError: what cannot be read as that, with the part that cannot.
+    """
+    variants: Variants = {}
+    for part in filter(None, map(str.strip, text.split(';'))):
+        name, colon, overrides = part.partition(':')
+        name = name.strip()
+        if not colon or not name or not all(c.isalnum() or c in '+-_.' for c in name) or name in variants:
+            raise UserError(f"variant {part!r} is not 'NAME: field=value ...' with a name of its own")
+        variants[name] = {}
+        for override in overrides.split():
+            field, equals, value = override.removeprefix('config.').partition('=')
+            if not equals:
+                raise UserError(f'variant {name}: {override!r} is not field=value')
+            if field in ('procedure', 'seed', 'teacher.path'):
+                raise UserError(f'variant {name}: {field} is not for variants; use --procedures, --seeds or --config')
+            variants[name][field] = config_lib.from_text(field, value)
+    return variants
+
+
+def cell_config(
+    config: ml_collections.ConfigDict, name: str, seed: int, teacher: str, variants: Variants | None = None
+) -> ml_collections.ConfigDict:
+    """The config of the cell `name`, 'PROCEDURE' or 'PROCEDURE/VARIANT'.
 
     Raises:
       UserError: `name` is not a procedure, or one without a student to parametrise.
     """
+    name, _, variant = name.partition('/')
     procedure = name.removesuffix(DIRAC)
     if procedure not in config_lib.PROCEDURES:
         raise choice_error('procedures', name, [*config_lib.PROCEDURES, *(p + DIRAC for p in ('plain', 'jointrd'))])
@@ -40,48 +77,69 @@ def cell_config(config: ml_collections.ConfigDict, name: str, seed: int, teacher
     cell = ml_collections.ConfigDict(config)
     cell.procedure, cell.seed, cell.model.dirac = procedure, seed, name.endswith(DIRAC)
     cell.teacher.path = teacher if procedure in config_lib.NEEDS_TEACHER else ''
+    cell.update_from_flattened_dict((variants or {}).get(variant, {}))
     return cell
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str | Path, seeds: list[int], procedures: tuple[str, ...] = DEFAULT
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    seeds: list[int],
+    procedures: tuple[str, ...] = DEFAULT,
+    variants: Variants | None = None,
+    with_report: bool = False,
 ) -> dict[str, Any]:
     """Train what is missing and return (and write) the comparison.
 
+    Args:
+      config: the recipe.
+      workdir: where the runs are kept.
+      seeds, procedures: the cells; `+dirac` makes a procedure's student Dirac-parametrised.
+      variants: {name: {field: value}}; given, every procedure is run with each list of overrides.
+      with_report: also write WORKDIR/report.html.
+
     Returns:
-      {procedure: {'last_top1_mean', 'last_top1_std', 'best_top1_mean', 'best_top1_std', 'runs': [summaries]}}, in
-      percent; the spread is the sample standard deviation, 0 for a single seed.
+      {cell: {'last_top1_mean', 'last_top1_std', 'best_top1_mean', 'best_top1_std', 'runs': [summaries]}}, in percent,
+      a cell being a procedure or 'PROCEDURE/VARIANT'; the spread is the sample standard deviation, 0 for a single seed.
     """
     require('matplotlib', 'plot')
+    if with_report:
+        require('jinja2', 'report')
     from jointrd_jax import train
     from jointrd_jax.progress import Reporter
 
     if not seeds or not procedures or len(set(seeds)) < len(seeds) or len(set(procedures)) < len(procedures):
         raise UserError('give at least one seed and one procedure, each once')
     workdir = Path(workdir).absolute()
-    for name in procedures:
-        config_lib.validate(cell_config(config, name, seeds[0], ''))
+    cells = [f'{name}/{variant}' for name in procedures for variant in variants] if variants else list(procedures)
+    for name in cells:
+        config_lib.validate(cell_config(config, name, seeds[0], '', variants))
     reporter = Reporter('compare')
-    summaries: dict[str, list] = {name: [] for name in procedures}
+    summaries: dict[str, list] = {name: [] for name in cells}
     for seed in seeds:
 
         def place(name, seed=seed):
             return workdir / name / f'seed{seed}'
 
         teacher = config.teacher.path or str(place('resnet'))
-        wanted = list(procedures)
-        if not config.teacher.path and any(n.removesuffix(DIRAC) in config_lib.NEEDS_TEACHER for n in wanted):
+        wanted = list(cells)
+        if not config.teacher.path and any(n.removesuffix(DIRAC) in config_lib.NEEDS_TEACHER for n in procedures):
             wanted = ['resnet', *(n for n in wanted if n != 'resnet')]
         for name in wanted:
             label = f'{name} seed {seed}'
-            summary = train.run(
-                cell_config(config, name, seed, teacher), place(name), Reporter(label, reporter.console)
-            )
+            cell = cell_config(config, name, seed, teacher, variants)
+            summary = train.run(cell, place(name), Reporter(label, reporter.console, quiet=config.log.quiet))
             if name in summaries:
                 summaries[name].append({**summary, 'path': str(place(name).relative_to(workdir))})
     result = {name: statistics_of(found) for name, found in summaries.items()}
     files.write_json(workdir / 'compare.json', result)
     draw(workdir, result)
+    if with_report:
+        from jointrd_jax.report import page
+
+        chosen = [workdir / run['path'] for cell in result.values() for run in cell['runs']]
+        page.write(chosen, workdir / 'report.html')
+        reporter.say(f'report: {workdir / "report.html"}')
     rows = [
         (name, f'{cell["last_top1_mean"]:.2f} ± {cell["last_top1_std"]:.2f}',
          f'{cell["best_top1_mean"]:.2f} ± {cell["best_top1_std"]:.2f}',
@@ -137,7 +195,14 @@ def main() -> None:
     if not all(seed.strip().isdigit() for seed in SEEDS.value):
         raise UserError(f'--seeds={",".join(SEEDS.value)} must be whole numbers, comma-separated')
     runtime.configure()
-    run(CONFIG.value, WORKDIR.value, [int(seed) for seed in SEEDS.value], tuple(CHOSEN.value))
+    run(
+        CONFIG.value,
+        WORKDIR.value,
+        [int(seed) for seed in SEEDS.value],
+        tuple(CHOSEN.value),
+        parse_variants(VARIANTS.value),
+        REPORT.value,
+    )
 
 
 if __name__ == '__main__':

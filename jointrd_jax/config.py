@@ -16,6 +16,7 @@ from jointrd_jax.models import SHORTCUTS, STAGE_SIZES, STEMS
 
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', 'resnet_kd')
 TRAINS_RESNET = ('resnet', 'resnet_kd')
+TRACKERS = ('wandb',)
 NEEDS_TEACHER = ('jointrd', 'feature_kd', 'logit_kd', 'resnet_kd')
 
 
@@ -75,6 +76,9 @@ FIELDS: dict[str, Field] = {
         'of the student; projection: those of the first block of stages 2-4 (the authors\' "plain"); a ResNet has all',
     ),
     'model.dirac': Field(False, *YES_NO, "student's convolutions are alpha*identity + beta*W, all but the stem"),
+    'model.hidden': Field(
+        (), *SIZES, "channels inside each of the student's blocks; (): the stage's (wider where shortcuts were merged)"
+    ),
     'mix.taps': Field(
         (), 'ascending numbers of blocks', lambda v: all(isinstance(n, int) and n >= 0 for n in v),
         'after how many blocks the paths cross into the teacher; (): see num_taps',
@@ -123,8 +127,16 @@ FIELDS: dict[str, Field] = {
     'dataset.crop_padding': Field(0, *at_least(0), 'pixels of zero padding for random crops of in-memory images'),
     'dataset.flip': Field(False, *YES_NO, 'mirror half of the training images'),
     'dataset.cutout': Field(0, *at_least(0), 'side of the square cut out of each training image; 0: none'),
-    'teacher.path': Field('', *ANY_TEXT, "finished run of procedure resnet; '': trained first, into WORKDIR/teacher"),
+    'teacher.path': Field('', *ANY_TEXT, "finished resnet run, or weight file; '': trained first, in WORKDIR/teacher"),
     'teacher.which': Field('last', *one_of('last', 'best'), "which of that run's checkpoints"),
+    'log.quiet': Field(False, *YES_NO, 'print nothing but the final table'),
+    'log.gradients': Field(
+        0, *at_least(0), "epochs between measurements of the gradient's origins, teacher or student; 0: none"
+    ),
+    'log.tensorboard': Field(0, *at_least(0), 'epochs between points written for TensorBoard; 0: no event files'),
+    'log.histograms': Field(0, *at_least(0), 'epochs between histograms of all parameters, for the trackers; 0: none'),
+    'log.images': Field(16, *at_least(0), 'augmented training images shown to the trackers when the run begins'),
+    'log.tracker': Field('', *one_of('', *TRACKERS), "also log to this service (extra of its name); '': none"),
     'checkpoint.every_steps': Field(0, *at_least(0), 'steps between checkpoints; 0: one per epoch'),
     'checkpoint.keep': Field(2, *at_least(1), 'how many of the newest are kept'),
 }  # fmt: skip
@@ -153,6 +165,25 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
         else:
             flat[name] = tuple(value) if isinstance(value, list) else value
     return flat
+
+
+def from_text(name: str, text: str) -> Any:
+    """The value of the field `name` written as `text`: 'True', '0.5', '3,7', 'none'.
+
+    Raises:
+      UserError: no such field, or not a value of its type.
+    """
+    if name not in FIELDS:
+        raise UserError(f'config has no field {name!r}; {suggest(name)}')
+    field = FIELDS[name]
+    try:
+        if isinstance(field.default, bool):
+            return {'true': True, 'false': False}[text.lower()]
+        if isinstance(field.default, tuple):
+            return tuple(float(part) if '.' in part else int(part) for part in text.split(',') if part)
+        return type(field.default)(text)
+    except (KeyError, ValueError) as error:
+        raise UserError(f'config.{name}={text!r} is not accepted; it must be: {field.accepts}') from error
 
 
 def in_epochs(value: float, epochs: int) -> float:

@@ -1,5 +1,6 @@
 """The training run: from a config and a directory to a trained network, resumable at any point."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -11,7 +12,19 @@ import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax import build, config as config_lib, data, files, hosts, joint, runs, step as step_lib
+from jointrd_jax import (
+    build,
+    config as config_lib,
+    data,
+    files,
+    gradients,
+    hosts,
+    joint,
+    runs,
+    step as step_lib,
+    trackers,
+    weights,
+)
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
@@ -21,7 +34,15 @@ from jointrd_jax.progress import Reporter
 from jointrd_jax.step import AXIS, TrainState
 
 # Fields that may change when a run is continued: they do not change its result.
-HARMLESS = ('checkpoint.every_steps', 'checkpoint.keep', 'dataset.data_dir', 'dataset.workers', 'teacher.path')
+LOGGING = tuple(name for name in config_lib.FIELDS if name.startswith('log.'))
+HARMLESS = (
+    'checkpoint.every_steps',
+    'checkpoint.keep',
+    'dataset.data_dir',
+    'dataset.workers',
+    'teacher.path',
+    *LOGGING,
+)
 TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
@@ -46,7 +67,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
     config_lib.validate(config)
     hosts.agree(config_lib.flatten(config))
     workdir = Path(workdir).absolute()
-    reporter = reporter or Reporter(config.procedure)
+    trackers.check(config)
+    reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
     dataset = data.load(config)
     try:
         check_batches(config, dataset)
@@ -181,8 +203,14 @@ class Trainer:
         self.schedule = build.learning_rate(config, self.steps_per_epoch)
         self.optimizer = build.optimizer(config, self.schedule)
         hybrids = method.taps if config.eval_hybrids else ()
-        self.eval_step = step_lib.make_eval_step(dataset, self.networks, hybrids)
+        self.eval_step = reporter.first_call(
+            'compiling the evaluation', step_lib.make_eval_step(dataset, self.networks, hybrids)
+        )
         self.train_steps = {True: self.compiled_step(method)}
+        measure = gradients.make_measure(dataset, self.networks, method, self.mixing_weight, config.seed, self.devices)
+        self.probe = gradients.Probe(
+            config, self.steps_per_epoch, reporter.first_call('compiling the measurement of gradients', measure)
+        )
         self.train_steps[False] = self.compiled_step(method.without_mixing()) if method.taps else self.train_steps[True]
 
     def mixing_weight(self, epoch: jax.typing.ArrayLike) -> jax.Array:
@@ -193,7 +221,8 @@ class Trainer:
         device_step = step_lib.make_device_step(
             self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.method.num_paths
         )
-        return step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices)
+        train_step = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices)
+        return self.reporter.first_call('compiling the training step', train_step)
 
     # The teacher.
 
@@ -204,8 +233,13 @@ class Trainer:
             config = ml_collections.ConfigDict(self.config)
             config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
             self.reporter.say(f'training the teacher first, in {path}')
-            run(config, path, Reporter('teacher', self.reporter.console))
-        found = runs.load(path, self.config.teacher.which)
+            run(config, path, self.reporter.child('teacher'))
+        if weights.is_weight_file(path):
+            network, variables, about = weights.load(path, build.resnet(self.config, len(self.dataset.classes)),
+                                                     self.dataset.image_shape[-1])  # fmt: skip
+            found = runs.Run(path, self.config, network, variables, about or as_config(self.dataset), {})
+        else:
+            found = runs.load(path, self.config.teacher.which)
         what = f'teacher {path}'
         if found.summary is None:
             raise UserError(f'{what} is not a finished run: it has no {runs.SUMMARY}; continue its training first')
@@ -217,7 +251,8 @@ class Trainer:
             raise UserError(
                 f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {self.dataset.image_shape[-1]}'
             )
-        top1 = self.evaluate(Networks(student, network), None, found.variables)['teacher_top1']
+        with self.reporter.waiting('evaluating the teacher'):
+            top1 = self.evaluate(Networks(student, network), None, found.variables)['teacher_top1']
         recorded = found.summary.get(f'{self.config.teacher.which}_top1')
         same_images = found.summary.get('eval_images') == [self.dataset.name, self.dataset.eval_size]
         if recorded is not None and same_images and abs(top1 - recorded) > TEACHER_TOLERANCE:
@@ -306,7 +341,8 @@ class Trainer:
         if self.teacher:
             meta['teacher'] = {'origin': self.teacher.origin, 'digest': self.teacher.digest}
         items = {'student': self.state.student, 'best': self.best, 'trainer': trainer_item(self.state)}
-        checkpoints.save(step, items, meta)
+        with self.reporter.waiting('waiting for the previous checkpoint to be on disk'):
+            checkpoints.save(step, items, meta)
 
     def seconds(self) -> float:
         """Wall time of the run, earlier sessions included."""
@@ -319,24 +355,35 @@ class Trainer:
         checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
         checkpoints.say = self.reporter.say
         self.begin(checkpoints)
+        with contextlib.closing(trackers.Trackers(self.config, self.workdir, int(self.state.step))) as self.trackers:
+            self.loop(checkpoints)
+            summary = self.finish()
+            self.trackers.finish(summary)
+        return summary
+
+    def loop(self, checkpoints: Checkpoints) -> None:
+        """Step, evaluate and checkpoint until the run is complete."""
         every = self.config.checkpoint.every_steps or self.steps_per_epoch
         step = int(self.state.step)
         batches = self.dataset.train_batches(step)
         watched, epoch_started = None, time.monotonic()
         try:
-            with self.reporter.live(self.total_steps, step):
+            with self.reporter.live(self.total_steps, step, self.steps_per_epoch, self.config.batch_size):
                 epoch_first_step = step
                 while step < self.total_steps:
                     mixed = not self.method.taps or float(self.mixing_weight(step // self.steps_per_epoch)) > 0
-                    self.state, seen = self.train_steps[mixed](
-                        self.state, self.frozen, self.resident, self.put(next(batches))
-                    )
+                    inputs = self.state, self.frozen, self.resident, self.put(next(batches))
+                    if step == epoch_first_step == 0:
+                        self.show_samples(inputs[-1])
+                    self.probe.look(step, *inputs)
+                    self.state, seen = self.train_steps[mixed](*inputs)
                     step += 1
                     self.reporter.step(step)
                     epoch_ends = step % self.steps_per_epoch == 0
                     if step % WATCH_STEPS == 0:
-                        self.check_finite(watched)
-                        watched = seen['fault']
+                        self.check_finite(watched and watched['fault'])
+                        self.show_terms(watched)
+                        watched = {**seen, 'step': step}
                     if epoch_ends:
                         self.check_finite(seen['fault'])
                         epoch = step // self.steps_per_epoch
@@ -348,8 +395,20 @@ class Trainer:
                         self.check_finite(seen['fault'])
                         self.save(checkpoints, step)
         finally:
-            checkpoints.close()
-        return self.finish()
+            with self.reporter.waiting('waiting for the last checkpoint to be on disk'):
+                checkpoints.close()
+
+    def show_samples(self, batch: data.base.Batch) -> None:
+        """Augmented images of a batch to the trackers, as the coming step sees them."""
+        if self.trackers.all:
+            key = jax.random.fold_in(jax.random.key(self.config.seed), self.state.step)
+            self.trackers.samples(0, self.dataset, *jax.jit(self.dataset.fetch)(self.resident, batch, key))
+
+    def show_terms(self, watched: dict[str, Any] | None) -> None:
+        """Loss terms of an epoch under way, from a step that the device has left behind."""
+        if watched:
+            steps = (watched['step'] - 1) % self.steps_per_epoch + 1
+            self.reporter.terms(lambda: {name: float(total) / steps for name, total in watched['sums'].items()})
 
     def check_finite(self, fault: dict[str, jax.Array] | None) -> None:
         """Stop at a loss term that was not finite."""
@@ -365,7 +424,8 @@ class Trainer:
         """Evaluate, keep the best, and write the epoch's line."""
         learned = self.state.learned_teacher
         frozen = self.frozen['variables'] if self.frozen and self.config.eval_hybrids else None
-        accuracies = self.evaluate(None, self.state.student, learned or frozen)
+        with self.reporter.waiting('evaluating'):
+            accuracies = self.evaluate(None, self.state.student, learned or frozen)
         if accuracies['top1'] > self.history['best_top1']:
             self.best = copy(self.state.student)
             self.history |= {'best_top1': accuracies['top1'], 'best_epoch': epoch}
@@ -374,6 +434,7 @@ class Trainer:
         if self.method.taps:
             line['mix'] = float(self.mixing_weight(epoch - 1))
         line |= {name: float(sums[name]) / self.steps_per_epoch for name in names}
+        line |= self.probe.take()
         line |= accuracies
         line |= {'best_top1': self.history['best_top1'], 'images_per_second': round(rate, 1)}
         self.history['last'] = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
@@ -381,6 +442,7 @@ class Trainer:
             with open(self.workdir / runs.METRICS, 'a') as file:
                 file.write(json.dumps(line) + '\n')
         self.reporter.epoch(line, self.config.epochs)
+        self.trackers.epoch(line, self.state.student)
 
     def drop_metrics_after(self, step: int) -> None:
         """Forget lines of steps that will be taken again."""

@@ -59,3 +59,14 @@ class QuietReporter(Reporter):
     @property
     def lines(self) -> str:
         return self.console.file.getvalue()
+
+
+@pytest.fixture(scope='session')
+def watched_run(tmp_path_factory):
+    """A tiny finished JointRD run that wrote all that can be watched; its teacher lies in it. Read only."""
+    from jointrd_jax import train
+
+    path = tmp_path_factory.mktemp('watched') / 'jointrd'
+    config = tiny_config(eval_hybrids=True, log__gradients=1, log__tensorboard=1, log__histograms=2, log__images=4)
+    train.run(config, path, QuietReporter('watched'))
+    return path

@@ -1,0 +1,274 @@
+"""The report: what runs did, on one HTML page that needs nothing else."""
+
+import datetime
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jointrd_jax import config as config_lib, files
+from jointrd_jax.errors import UserError, require
+from jointrd_jax.report import charts, collect
+from jointrd_jax.report.charts import Series
+from jointrd_jax.report.collect import Variant, show
+
+TEMPLATE = 'page.html.j2'
+PERCENT = (0.0, 100.0)
+
+
+def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluate: bool = True) -> dict[str, Any]:
+    """Write the report of the runs at or below `paths` to `out`.
+
+    Args:
+      paths: run directories, or directories of `compare`.
+      out: the HTML file.
+      title: of the page; by default made from the dataset and the procedures.
+      evaluate: whether to run the networks again for confusions and example images.
+
+    Returns:
+      {'runs': how many runs it shows, 'variants': their names}.
+
+    Raises:
+      UserError: a path without runs, jinja2 missing, or `out` cannot be written.
+    """
+    jinja2 = require('jinja2', 'report')
+    records = collect.find(paths)
+    variants = collect.variants(records)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {'show': show, 'bytes': human_bytes, 'measure': measure}
+    html = environment.get_template(TEMPLATE).render(
+        title=title or default_title(variants),
+        variants=variants,
+        colour={variant.name: i for i, variant in enumerate(variants)},
+        headline=headline(variants),
+        rows=[row(variant) for variant in variants],
+        differences=collect.differences([variant.config for variant in variants]),
+        fields=config_lib.FIELDS,
+        curves=learning_curves(variants),
+        paths=path_curves(variants),
+        gradients=gradient_curves(variants),
+        schedules=schedule_curves(variants),
+        looks=[look(variant) for variant in variants] if evaluate else [],
+        exports=collect.exports(records),
+        environments=environments(variants),
+        date=datetime.date.today().isoformat(),
+    )
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot write {out}: {error.strerror}') from error
+    files.write_atomically(out, html)
+    return {'runs': sum(len(variant.runs) for variant in variants), 'variants': [v.name for v in variants]}
+
+
+def default_title(variants: list[Variant]) -> str:
+    datasets = dict.fromkeys(variant.config['dataset.name'] for variant in variants)
+    return f'{", ".join(datasets)}: {", ".join(dict.fromkeys(variant.procedure for variant in variants))}'
+
+
+def row(variant: Variant) -> dict[str, Any]:
+    """A variant's line of the results table."""
+    summaries = [run.summary for run in variant.finished]
+    first = summaries[0] if summaries else {}
+    return {
+        'variant': variant,
+        'network': first.get('model', ''),
+        'shortcuts': first.get('shortcuts', variant.config['model.shortcuts']),
+        'seeds': [run.seed for run in variant.finished],
+        'unfinished': [
+            (run.seed, run.metrics[-1]['epoch'] if run.metrics else 0) for run in variant.runs if not run.summary
+        ],
+        'last': variant.result('last_top1'),
+        'best': variant.result('best_top1'),
+        'top5': variant.result('last_top5'),
+        'teacher': variant.result('teacher_top1'),
+        'wall': variant.result('wall_seconds'),
+        'each': [summary['last_top1'] for summary in summaries],
+    }
+
+
+def measure(result: tuple[float, float] | None, runs: int, digits: int = 2) -> str:
+    """Mean and, with several runs, spread."""
+    if result is None:
+        return '-'
+    return f'{result[0]:.{digits}f}' + (f' ± {result[1]:.{digits}f}' if runs > 1 else '')
+
+
+def headline(variants: list[Variant]) -> str:
+    """The result in one sentence, if there is a JointRD run to speak of."""
+
+    def best(*procedures: str, like: dict[str, Any] | None = None) -> tuple[float, Variant] | None:
+        scored = [
+            (v.result('last_top1')[0], v)
+            for v in variants
+            if v.procedure in procedures and v.finished and all(v.config[k] == like[k] for k in like or ())
+        ]
+        return max(scored, key=lambda pair: pair[0], default=None)
+
+    joint = best('jointrd', 'jointrd_scratch')
+    if not joint:
+        return ''
+    config = joint[1].config
+    same = ('dataset.name', 'model.depth', 'model.stage_sizes', 'model.block', 'model.width', 'epochs')
+    resnet = best('resnet', like={name: config[name] for name in same})
+    same += ('model.shortcuts', 'model.dirac')
+    plain = best('plain', like={name: config[name] for name in same})
+    summary = joint[1].finished[0].summary
+    shortcut = 'without a single shortcut' if summary['shortcuts'] == 'none' else 'that keeps only projection shortcuts'
+    text = f'A {summary["depth"]}-layer network {shortcut} reaches {joint[0]:.1f} % by JointRD ({joint[1].name})'
+    if plain:
+        text += f', {plain[0]:.1f} % when it is trained alone'
+    if resnet:
+        text += f'; the ResNet of the same shape reaches {resnet[0]:.1f} %'
+    return text + '.'
+
+
+def learning_curves(variants: list[Variant]) -> list[str]:
+    def of(value: Any) -> list[Series]:
+        return [Series(v.name, v.curve(value), i) for i, v in enumerate(variants)]
+
+    return [
+        charts.line_chart('Accuracy on the evaluation images', of('top1'), unit='top-1, %', y_range=PERCENT),
+        charts.line_chart('Cross entropy of the network itself, training', of('ce/student'), unit='nats', log=True),
+        charts.line_chart('Loss that is minimised, training', of('loss'), log=True,
+                          note='All terms that a procedure has: compare how it runs, not its height.'),
+        charts.line_chart('Norm of the whole gradient', of('gradient_norm'), log=True),
+    ]  # fmt: skip
+
+
+def schedule_curves(variants: list[Variant]) -> list[str]:
+    """Learning rate and mixing weight, each distinct course once."""
+    figures = []
+    for title, name, limits in (('Learning rate', 'learning_rate', None), ('Mixing weight m(t)', 'mix', (0.0, 1.0))):
+        seen: dict[tuple, list[tuple[int, Variant]]] = {}
+        for i, variant in enumerate(variants):
+            points = tuple(variant.curve(name))
+            if points:
+                seen.setdefault(points, []).append((i, variant))
+        series = [Series(', '.join(v.name for _, v in same), points, same[0][0]) for points, same in seen.items()]
+        figures.append(charts.line_chart(title, series, y_range=limits))
+    return figures
+
+
+def path_curves(variants: list[Variant]) -> list[str]:
+    """For each variant with mixed paths that were evaluated: accuracy of each path, the student and the teacher."""
+    figures = []
+    for variant in variants:
+        names = variant.names('path', '_top1')
+        if names:
+            shown = [*names, 'top1', 'teacher_top1']
+            taps = variant.finished[0].summary['taps'] if variant.finished else [''] * len(names)
+            labels = [f'{name.removesuffix("_top1")}: {tap} blocks plain' for name, tap in zip(names, taps)]
+            labels += ['student (all plain)', 'teacher (all residual)']
+            series = [Series(label, variant.curve(name), i) for i, (name, label) in enumerate(zip(shown, labels))]
+            figures.append(
+                charts.line_chart(f'{variant.name}: accuracy of each hybrid', series, unit='top-1, %', y_range=PERCENT)
+            )
+    return figures
+
+
+def gradient_stages(variant: Variant) -> list[str]:
+    """Stages whose gradient was measured, from the image to the classifier."""
+    names = {name.split('/')[1] for name in variant.names('gradient/', '/student')}
+    order = sorted(names - {'stem', 'head'})
+    return [*(['stem'] if 'stem' in names else []), *order, *(['head'] if 'head' in names else [])]
+
+
+def whole_norm(stage: str):
+    """A line of metrics -> norm of the sum of both gradients of a stage, from their norms and their angle."""
+
+    def value(line: dict[str, float]) -> float | None:
+        student = line.get(f'gradient/{stage}/student')
+        teacher, cosine = line.get(f'gradient/{stage}/teacher', 0.0), line.get(f'gradient/{stage}/cosine', 0.0)
+        if student is None:
+            return None
+        return math.sqrt(max(student**2 + teacher**2 + 2 * student * teacher * cosine, 0.0))
+
+    return value
+
+
+def fading(variant: Variant, stages: list[str]) -> str:
+    """The teacher's share of the early stages' gradient at the beginning and at the end of training, in words."""
+
+    def mean_share(line: dict[str, float]) -> float | None:
+        found = [line[f'gradient/{stage}/share'] for stage in stages if f'gradient/{stage}/share' in line]
+        return 100 * sum(found) / len(found) if found else None
+
+    points = variant.curve(mean_share)
+    part = max(len(points) // 10, 1)
+    first, last = points[:part], points[-part:]
+    shares = [sum(point[1] for point in points) / len(points) for points in (first, last)]
+    spans = [f'epoch {p[0][0]}' if len(p) == 1 else f'epochs {p[0][0]} to {p[-1][0]}' for p in (first, last)]
+    return (
+        f'{variant.name}: over {", ".join(stages)}, the mean share of the teacher was {shares[0]:.0f} % in {spans[0]} '
+        f'and {shares[1]:.0f} % in {spans[1]}.'
+    )
+
+
+def gradient_curves(variants: list[Variant]) -> dict[str, list[str]]:
+    """'share' and 'origins' for variants with two origins, 'norms' per stage for all beside each other."""
+    share, origins, norms, sentences = [], [], [], []
+    for variant in variants:
+        fed = [
+            stage
+            for stage in gradient_stages(variant)
+            if any(point[1] > 0 for point in variant.curve(f'gradient/{stage}/teacher'))
+        ]
+        if not fed:
+            continue
+        sentences.append(fading(variant, fed))
+        series = [Series(stage, variant.curve(f'gradient/{stage}/share'), i) for i, stage in enumerate(fed)]
+        title = f"{variant.name}: the teacher's share of each stage's gradient"
+        share.append(charts.line_chart(title, series, y_range=(0.0, 1.0)))
+        series = [Series(stage, variant.curve(f'gradient/{stage}/cosine'), i) for i, stage in enumerate(fed)]
+        title = f'{variant.name}: do both gradients point the same way?'
+        share.append(charts.line_chart(title, series, unit='cosine of their angle'))
+        for stage in fed:
+            series = [
+                Series('through the teacher', variant.curve(f'gradient/{stage}/teacher'), 0),
+                Series('through the student', variant.curve(f'gradient/{stage}/student'), 1),
+            ]
+            origins.append(charts.line_chart(f'{variant.name}, {stage}', series, unit='norm', log=True))
+    stages = dict.fromkeys(stage for variant in variants for stage in gradient_stages(variant))
+    for stage in stages:
+        series = [Series(v.name, v.curve(whole_norm(stage)), i) for i, v in enumerate(variants)]
+        norms.append(charts.line_chart(f'{stage}: gradient norm', series, log=True))
+    return {'share': share, 'origins': origins, 'norms': norms, 'sentences': sentences}
+
+
+def look(variant: Variant) -> dict[str, Any]:
+    """The confusions of a variant's first finished run, or why they are not shown."""
+    from jointrd_jax.report import predictions
+
+    if not variant.finished:
+        return {'variant': variant, 'problem': 'no run of it is finished'}
+    run = variant.finished[0]
+    try:
+        return {'variant': variant, 'seed': run.seed, 'problem': None, 'confusion': predictions.look(run.path)}
+    except UserError as error:
+        return {'variant': variant, 'problem': str(error)}
+
+
+def environments(variants: list[Variant]) -> list[tuple[str, str]]:
+    """(devices, versions) that the runs were made with, each once."""
+    found = {}
+    for variant in variants:
+        for run in variant.finished:
+            versions = ', '.join(f'{k} {v}' for k, v in run.summary.get('versions', {}).items())
+            found[run.summary.get('devices', 'unknown device'), versions] = None
+    return list(found)
+
+
+def human_bytes(size: float) -> str:
+    for unit in ('B', 'KiB', 'MiB'):
+        if size < 1024:
+            return f'{size:.0f} {unit}' if unit == 'B' else f'{size:.1f} {unit}'
+        size /= 1024
+    return f'{size:.1f} GiB'

@@ -1,0 +1,128 @@
+"""A trained network looked at image by image: which classes it confuses, and on what."""
+
+import base64
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import numpy as np
+
+from jointrd_jax import data, runs
+from jointrd_jax.trackers import to_pixels
+
+WORST = 5  # classes shown with examples
+EXAMPLES = 4  # images for each
+MATRIX_CLASSES = 20  # up to so many, the whole matrix is shown
+PAIRS = 12  # else, and below it, the commonest confusions
+MAX_SIDE = 96  # pixels of an example image
+
+
+class Example(NamedTuple):
+    """A misclassified image as a PNG data URI, what it was taken for, and how surely (percent)."""
+
+    image: str
+    taken_for: str
+    confidence: float
+
+
+class WorstClass(NamedTuple):
+    name: str
+    accuracy: float
+    images: int
+    examples: list[Example]
+
+
+class Confusion(NamedTuple):
+    """What a network does with the evaluation images.
+
+    Attributes:
+      classes: names.
+      matrix: [true, predicted] counts; None where there are too many classes to show.
+      pairs: (true, predicted, images), commonest first.
+      worst: the least accurate classes, worst first.
+      top1: percent.
+      images: how many.
+    """
+
+    classes: tuple[str, ...]
+    matrix: np.ndarray | None
+    pairs: list[tuple[str, str, int]]
+    worst: list[WorstClass]
+    top1: float
+    images: int
+
+
+def look(path: Any, which: str = 'last') -> Confusion:
+    """Evaluate the run at `path` on its own evaluation images.
+
+    Raises:
+      UserError: no run, no intact checkpoint, or its dataset is not there.
+    """
+    run = runs.load(path, which)
+    dataset = data.load(run.config)
+    try:
+        return confusion(run, dataset)
+    finally:
+        dataset.close()
+
+
+def confusion(run: runs.Run, dataset: data.Dataset) -> Confusion:
+    """Predict every evaluation image, keeping counts and the surest mistakes of each class."""
+
+    @jax.jit
+    def predict(variables, resident, batch):
+        images, labels = dataset.fetch(resident, batch, None)
+        return images, labels, jax.nn.softmax(run.network.apply(variables, images).logits)
+
+    number = len(dataset.classes)
+    matrix = np.zeros((number, number), np.int64)
+    mistakes: dict[int, list[tuple[float, int, np.ndarray]]] = {}
+    for batch in dataset.eval_batches():
+        images, labels, chances = map(np.asarray, predict(run.variables, dataset.resident, batch))
+        predicted = chances.argmax(1)
+        keep = batch['mask']
+        np.add.at(matrix, (labels[keep], predicted[keep]), 1)
+        for i in np.flatnonzero(keep & (predicted != labels)):
+            kept = mistakes.setdefault(int(labels[i]), [])
+            kept.append((float(chances[i].max()), int(predicted[i]), images[i]))
+            kept.sort(key=lambda mistake: -mistake[0])
+            del kept[EXAMPLES:]
+    return summarise(matrix, mistakes, dataset)
+
+
+def summarise(matrix: np.ndarray, mistakes: dict[int, list], dataset: data.Dataset) -> Confusion:
+    classes, totals = dataset.classes, matrix.sum(1)
+    accuracy = 100 * matrix.diagonal() / np.maximum(totals, 1)
+    order = [int(c) for c in np.argsort(accuracy, kind='stable') if totals[c] and accuracy[c] < 100]
+    worst = [
+        WorstClass(classes[c], float(accuracy[c]), int(totals[c]), [example(m, dataset) for m in mistakes.get(c, [])])
+        for c in order[:WORST]
+    ]
+    off = matrix - np.diag(matrix.diagonal())
+    commonest = np.argsort(-off, axis=None, kind='stable')[:PAIRS]
+    pairs = [(classes[t], classes[p], int(off[t, p])) for t, p in zip(*np.unravel_index(commonest, off.shape))]
+    return Confusion(
+        classes=classes,
+        matrix=matrix if len(classes) <= MATRIX_CLASSES else None,
+        pairs=[pair for pair in pairs if pair[2]],
+        worst=worst,
+        top1=float(100 * matrix.trace() / matrix.sum()),
+        images=int(matrix.sum()),
+    )
+
+
+def example(mistake: tuple[float, int, np.ndarray], dataset: data.Dataset) -> Example:
+    confidence, predicted, image = mistake
+    pixels = to_pixels(image, dataset.mean, dataset.std)
+    return Example(data_uri(pixels), dataset.classes[predicted], 100 * confidence)
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """An image [H, W, C] uint8 (RGB or grey) as a PNG to embed, shrunk to at most MAX_SIDE."""
+    height, width = pixels.shape[:2]
+    if max(height, width) > MAX_SIDE:
+        scale = MAX_SIDE / max(height, width)
+        pixels = cv2.resize(pixels, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    pixels = pixels[..., ::-1] if pixels.ndim == 3 and pixels.shape[-1] == 3 else pixels
+    _, png = cv2.imencode('.png', np.ascontiguousarray(pixels))
+    return f'data:image/png;base64,{base64.b64encode(png.tobytes()).decode()}'
