@@ -39,6 +39,7 @@ def student(config: ml_collections.ConfigDict, num_classes: int, axis_name: str 
     return network.clone(
         shortcuts=network.per_block(tuple(shortcuts.split(','))) if ',' in shortcuts else shortcuts,
         dirac=config.model.dirac,
+        hidden=network.per_block(tuple(config.model.hidden)) if config.model.hidden else (),
     )
 
 

@@ -75,6 +75,9 @@ FIELDS: dict[str, Field] = {
         'of the student; projection: those of the first block of stages 2-4 (the authors\' "plain"); a ResNet has all',
     ),
     'model.dirac': Field(False, *YES_NO, "student's convolutions are alpha*identity + beta*W, all but the stem"),
+    'model.hidden': Field(
+        (), *SIZES, "channels inside each of the student's blocks; (): the stage's (wider where shortcuts were merged)"
+    ),
     'mix.taps': Field(
         (), 'ascending numbers of blocks', lambda v: all(isinstance(n, int) and n >= 0 for n in v),
         'after how many blocks the paths cross into the teacher; (): see num_taps',
@@ -107,7 +110,7 @@ FIELDS: dict[str, Field] = {
     'dataset.crop_padding': Field(0, *at_least(0), 'pixels of zero padding for random crops of in-memory images'),
     'dataset.flip': Field(False, *YES_NO, 'mirror half of the training images'),
     'dataset.cutout': Field(0, *at_least(0), 'side of the square cut out of each training image; 0: none'),
-    'teacher.path': Field('', *ANY_TEXT, "finished run of procedure resnet; '': trained first, into WORKDIR/teacher"),
+    'teacher.path': Field('', *ANY_TEXT, "finished resnet run, or weight file; '': trained first, in WORKDIR/teacher"),
     'teacher.which': Field('last', *one_of('last', 'best'), "which of that run's checkpoints"),
     'log.quiet': Field(False, *YES_NO, 'print nothing but the final table'),
     'log.gradients': Field(

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,36 @@ def read_json(path: Path) -> Any:
 def sha256(path: Path) -> str:
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def check_new(directory: Path) -> None:
+    """A directory to make must not be there yet, or be empty.
+
+    Raises:
+      UserError: it holds something, or is a file.
+    """
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UserError(f'{directory} exists and is not an empty directory; choose another')
+
+
+@contextlib.contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """A temporary directory to fill, which becomes `directory` when the body ends well and else vanishes.
+
+    Raises:
+      UserError: `directory` holds something already, or nothing can be written there.
+    """
+    directory = directory.absolute()
+    check_new(directory)
+    temporary = directory.with_name(f'.{directory.name}.{os.getpid()}.tmp')
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, directory)
+    except OSError as error:
+        raise UserError(f'cannot write {directory}: {error.strerror or error}') from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -132,7 +132,8 @@ class BatchNorm(nn.Module):
 class Block(nn.Module):
     """A basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1) block: ReLU, convolutions, optional shortcut."""
 
-    channels: int  # of the 3x3 convolutions
+    channels: int  # of its output (a bottleneck's has four times as many)
+    hidden: int  # channels between its convolutions
     stride: int
     bottleneck: bool
     shortcut: str  # 'identity' | 'projection' | 'none'
@@ -156,7 +157,7 @@ class Block(nn.Module):
         h = x
         for i, (size, stride) in enumerate(layers, 1):
             last = i == len(layers)
-            h = conv_bn(h, outputs if last else self.channels, size, stride, f'conv{i}', f'bn{i}')
+            h = conv_bn(h, outputs if last else self.hidden, size, stride, f'conv{i}', f'bn{i}')
             if not last:
                 h = nn.relu(h)
         if self.shortcut == 'projection':
@@ -195,6 +196,7 @@ class Network(nn.Module):
 
     'projection' keeps only the 1x1 projection of the first block of stages 2 and later (the JointRD
     authors' student); `dirac` (or one bool per block) parametrises every convolution but the stem's.
+    `hidden`, one per block, sets the channels inside each block where they are not the stage's own.
     `axis_name`, when set, makes BatchNorm statistics global over that mapped axis.
     A block boundary is numbered by the blocks before it: 0 is after the stem, `num_blocks` the end.
     """
@@ -206,6 +208,7 @@ class Network(nn.Module):
     stem_kind: str = 'imagenet'
     shortcuts: str | tuple[str, ...] = 'all'
     dirac: bool | tuple[bool, ...] = False
+    hidden: tuple[int, ...] = ()
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -254,16 +257,22 @@ class Network(nn.Module):
                 kinds.append('projection' if choice == 'projection' and block in starts[1:] else 'none')
         return tuple(kinds)
 
+    def block_hidden(self) -> tuple[int, ...]:
+        """Channels between each block's convolutions."""
+        stages = [s for s, n in enumerate(self.stage_sizes) for _ in range(n)]
+        return self.per_block(tuple(self.hidden) or tuple(self.width * 2**stage for stage in stages))
+
     def setup(self):
         if self.stem_kind not in STEMS:
             raise choice_error('stem', self.stem_kind, STEMS)
         self.stem = Stem(self.width, self.stem_kind, self.dtype, self.axis_name)
         stages = [s for s, n in enumerate(self.stage_sizes) for _ in range(n)]
-        shortcuts, dirac = self.block_shortcuts(), self.per_block(self.dirac)
+        shortcuts, dirac, hidden = self.block_shortcuts(), self.per_block(self.dirac), self.block_hidden()
         for block, (name, stage) in enumerate(zip(self.block_names, stages)):
             opens_stage = block in self.stage_ends
             module = Block(
                 self.width * 2**stage,
+                hidden[block],
                 2 if opens_stage else 1,
                 self.bottleneck,
                 shortcuts[block],

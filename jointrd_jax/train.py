@@ -12,7 +12,8 @@ import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax import build, config as config_lib, data, files, gradients, joint, runs, step as step_lib, trackers
+from jointrd_jax import build, config as config_lib, data, files, joint, runs, step as step_lib, weights
+from jointrd_jax import gradients, trackers  # isort: skip
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
@@ -200,7 +201,12 @@ class Trainer:
             config.procedure, config.restore = 'resnet', ''
             self.reporter.say(f'training the teacher first, in {path}')
             run(config, path, self.reporter.child('teacher'))
-        found = runs.load(path, self.config.teacher.which)
+        if weights.is_weight_file(path):
+            network, variables, about = weights.load(path, build.resnet(self.config, len(self.dataset.classes)),
+                                                     self.dataset.image_shape[-1])  # fmt: skip
+            found = runs.Run(path, self.config, network, variables, about or as_config(self.dataset), {})
+        else:
+            found = runs.load(path, self.config.teacher.which)
         what = f'teacher {path}'
         if found.summary is None:
             raise UserError(f'{what} is not a finished run: it has no {runs.SUMMARY}; continue its training first')
