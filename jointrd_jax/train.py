@@ -12,8 +12,18 @@ import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax import build, config as config_lib, data, files, joint, runs, step as step_lib, weights
-from jointrd_jax import gradients, trackers  # isort: skip
+from jointrd_jax import (
+    build,
+    config as config_lib,
+    data,
+    files,
+    gradients,
+    joint,
+    runs,
+    step as step_lib,
+    trackers,
+    weights,
+)
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
