@@ -63,6 +63,7 @@ FIELDS: dict[str, Field] = {
     'dtype': Field('float32', *one_of('float32', 'bfloat16'), 'of computation; parameters and statistics are float32'),
     'label_smoothing': Field(0.0, *between(0, 0.999), 'share of the target spread over all classes'),
     'restore': Field('', *ANY_TEXT, 'run directory whose student gives the initial weights'),
+    'restore_head': Field('keep', *one_of('keep', 'new'), 'new: all of them but the classifier, for other classes'),
     'model.depth': Field(34, *one_of(*STAGE_SIZES), 'of a standard network; unused when stage_sizes is given'),
     'model.stage_sizes': Field((), *SIZES, 'blocks per stage, such as 8,8,8,8; (): the standard of `depth`'),
     'model.block': Field('auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, else basic'),
@@ -102,8 +103,24 @@ FIELDS: dict[str, Field] = {
     'optimizer.nesterov': Field(True, *YES_NO, "Nesterov's form of momentum"),
     'optimizer.weight_decay': Field(5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha, beta"),
     'optimizer.clip_norm': Field(0.0, *at_least(0), 'gradients are clipped to this global norm; 0: not'),
-    'dataset.name': Field('digits', *ANY_TEXT, 'digits, or a TFDS image-classification dataset (cifar10, ...)'),
-    'dataset.data_dir': Field('', *ANY_TEXT, "where TFDS datasets are; '': TFDS's default"),
+    'dataset.name': Field(
+        'digits', *ANY_TEXT, 'digits; folder; or a TFDS image-classification dataset: NAME, NAME/CONFIG, NAME:VERSION'
+    ),
+    'dataset.data_dir': Field('', *ANY_TEXT, "the folder; or where TFDS datasets are ('': TFDS's default)"),
+    'dataset.train_split': Field('', *ANY_TEXT, "of a TFDS dataset, slices such as train[:90%] too; '': train"),
+    'dataset.eval_split': Field('', *ANY_TEXT, "the same for evaluation; '': test, or validation without a test"),
+    'dataset.in_memory': Field(
+        'auto', *one_of('auto', 'always', 'never'), 'keep a TFDS set on the device; auto: if of one size, up to 1 GiB'
+    ),
+    'dataset.image_size': Field(224, *at_least(1), 'side of the crops of streamed (not in-memory) images'),
+    'dataset.resize': Field(256, *at_least(1), 'streamed images: shorter side in evaluation, before the centre crop'),
+    'dataset.workers': Field(
+        -1, 'whole number >= -1', lambda v: v >= -1, 'input processes per host; -1: one per core, at most 32; 0: none'
+    ),
+    'dataset.on_bad_image': Field('fail', *one_of('fail', 'skip'), 'stop at a bad streamed image, or count it'),
+    'dataset.eval_fraction': Field(
+        0.1, *between(0, 0.999), 'folder without train/ and val/: share of each class that is evaluated on'
+    ),
     'dataset.validation_size': Field(
         0, *at_least(0), 'training images held out and evaluated on instead of the test images; 0: none'
     ),

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 from rich.text import Text
 
+from jointrd_jax import hosts
+
 RATE_SECONDS = 0.5  # how often the live rate is taken anew
 NAME_WAIT_AFTER = 1.0  # plain lines name a wait when it has lasted this long
 
@@ -33,7 +35,7 @@ class Reporter:
 
     Args:
       label: what runs, in front of every line.
-      console: where to; by default standard output (colours off when NO_COLOR is set).
+      console: where to; by default standard output of the first host (colours off when NO_COLOR is set).
       every_seconds: plain lines for epochs come at most this often (the first and last always).
       quiet: print nothing but the final table of the outermost run.
       nested: the run is part of another (its teacher).
@@ -47,7 +49,8 @@ class Reporter:
         quiet: bool = False,
         nested: bool = False,
     ):
-        self.label, self.console, self.every_seconds = label, console or Console(highlight=False), every_seconds
+        self.label, self.every_seconds = label, every_seconds
+        self.console = console or Console(highlight=False, quiet=not hosts.is_first())
         self.quiet, self.nested = quiet, nested
         self._display: _Display | None = None
         self._printed = 0.0

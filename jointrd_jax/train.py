@@ -18,6 +18,7 @@ from jointrd_jax import (
     data,
     files,
     gradients,
+    hosts,
     joint,
     runs,
     step as step_lib,
@@ -34,7 +35,9 @@ from jointrd_jax.step import AXIS, TrainState
 
 # Fields that may change when a run is continued: they do not change its result.
 LOGGING = tuple(name for name in config_lib.FIELDS if name.startswith('log.'))
-HARMLESS = ('checkpoint.every_steps', 'checkpoint.keep', 'dataset.data_dir', 'teacher.path', *LOGGING)
+HARMLESS = (
+    'checkpoint.every_steps', 'checkpoint.keep', 'dataset.data_dir', 'dataset.workers', 'teacher.path', *LOGGING,
+)  # fmt: skip
 TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
@@ -57,6 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         Nothing is made before config and data are known to be good.
     """
     config_lib.validate(config)
+    hosts.agree(config_lib.flatten(config))
     workdir = Path(workdir).absolute()
     trackers.check(config)
     reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
@@ -67,9 +71,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         method = build.method(config, student)
         check_workdir(config, workdir)
         check_restore(config, student, dataset)
-        with files.owned(workdir):
-            files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
+        with hosts.only_first(files.owned(workdir)):
+            if hosts.is_first():
+                files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
             summary = runs.read_summary(workdir)
+            hosts.sync('workdir read')
             if summary is None:
                 summary = Trainer(config, workdir, dataset, student, method, reporter).train()
             else:
@@ -112,11 +118,21 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def check_restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> None:
-    """`config.restore` must hold the same network, for the same classes."""
+    """`config.restore` must hold the same network, for the same classes unless the head is new."""
+    if config.restore_head == 'new' and not config.restore:
+        raise UserError(
+            'config.restore_head=new needs config.restore=RUN, the run to start from (see configs/finetune.py)'
+        )
     if config.restore:
         other = runs.load(config.restore)
+        channels = other.data['image_shape'][-1], dataset.image_shape[-1]
+        if channels[0] != channels[1]:
+            raise UserError(
+                f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
+            )
         check_same(f'config.restore={config.restore}', other.network, student, SHAPE_FIELDS + ('shortcuts', 'dirac'))
-        check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+        if config.restore_head == 'keep':
+            check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
 
 
 SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
@@ -144,6 +160,8 @@ def report(summary: dict[str, Any], reporter: Reporter) -> None:
     """The final table of a run."""
     keys = ('procedure', 'dataset', 'model', 'shortcuts', 'seed', 'epochs', 'last_top1', 'best_top1', 'teacher_top1')
     rows = [(key, '-' if summary.get(key) is None else str(summary.get(key))) for key in keys]
+    if summary.get('skipped_images'):
+        rows.append(('bad images skipped', str(summary['skipped_images'])))
     rows.append(('wall time', f'{summary["wall_seconds"]:.1f} s'))
     reporter.table('finished', rows, (summary['procedure'], 'accuracies in percent'))
 
@@ -208,7 +226,7 @@ class Trainer:
         path = Path(self.config.teacher.path) if self.config.teacher.path else self.workdir / 'teacher'
         if not self.config.teacher.path and runs.read_summary(path) is None:
             config = ml_collections.ConfigDict(self.config)
-            config.procedure, config.restore = 'resnet', ''
+            config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
             self.reporter.say(f'training the teacher first, in {path}')
             run(config, path, self.reporter.child('teacher'))
         if weights.is_weight_file(path):
@@ -272,12 +290,21 @@ class Trainer:
             self.optimizer, self.trains_teacher, student,
         )  # fmt: skip
 
+    def restored(self) -> Variables:
+        """The weights of `config.restore`; with a fresh head where it is to be new."""
+        variables = runs.load(self.config.restore).variables
+        if self.config.restore_head == 'new':
+            images = jnp.zeros((1, *self.dataset.image_shape), jnp.float32)
+            fresh = self.networks.student.init(jax.random.key(self.config.seed), images)
+            variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
+        return variables
+
     def begin(self, checkpoints: Checkpoints) -> None:
         """Fresh state, or the newest intact checkpoint's; metrics after it are dropped."""
         self.best, self.history = None, {'best_top1': -1.0, 'best_epoch': 0, 'seconds': 0.0, 'last': {}}
         newest = checkpoints.newest_intact()
         if newest is None:
-            student = runs.load(self.config.restore).variables if self.config.restore else None
+            student = self.restored() if self.config.restore else None
             make = jax.jit(self.initial_state, out_shardings=step_lib.replicated(self.devices))
             self.state = make(student)
             self.best = copy(self.state.student)
@@ -368,9 +395,10 @@ class Trainer:
 
     def show_samples(self, batch: data.base.Batch) -> None:
         """Augmented images of a batch to the trackers, as the coming step sees them."""
-        if self.trackers.all:
+        if trackers.wanted(self.config):  # computed on every host, written by the first
+            fetch = jax.jit(self.dataset.fetch, out_shardings=step_lib.replicated(self.devices))
             key = jax.random.fold_in(jax.random.key(self.config.seed), self.state.step)
-            self.trackers.samples(0, self.dataset, *jax.jit(self.dataset.fetch)(self.resident, batch, key))
+            self.trackers.samples(0, self.dataset, *fetch(self.resident, batch, key))
 
     def show_terms(self, watched: dict[str, Any] | None) -> None:
         """Loss terms of an epoch under way, from a step that the device has left behind."""
@@ -406,7 +434,7 @@ class Trainer:
         line |= accuracies
         line |= {'best_top1': self.history['best_top1'], 'images_per_second': round(rate, 1)}
         self.history['last'] = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
-        if jax.process_index() == 0:
+        if hosts.is_first():
             with open(self.workdir / runs.METRICS, 'a') as file:
                 file.write(json.dumps(line) + '\n')
         self.reporter.epoch(line, self.config.epochs)
@@ -415,7 +443,7 @@ class Trainer:
     def drop_metrics_after(self, step: int) -> None:
         """Forget lines of steps that will be taken again."""
         path = self.workdir / runs.METRICS
-        if path.exists():
+        if hosts.is_first() and path.exists():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
             files.write_atomically(path, ''.join(f'{line}\n' for line in kept))
@@ -437,6 +465,7 @@ class Trainer:
             'shortcuts': shortcuts,
             'dirac': bool(network.dirac),
             'taps': list(self.method.taps),
+            'skipped_images': self.dataset.skipped,
             'seed': config.seed,
             'epochs': config.epochs,
             'steps': self.total_steps,
@@ -452,7 +481,9 @@ class Trainer:
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': runs.versions(),
         }
-        files.write_json(self.workdir / runs.SUMMARY, summary)
+        if hosts.is_first():
+            files.write_json(self.workdir / runs.SUMMARY, summary)
+        hosts.sync('summary written')
         return summary
 
 

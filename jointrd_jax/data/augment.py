@@ -38,6 +38,11 @@ def crop_and_flip(
     return jnp.where(inside[..., None], picked, 0)
 
 
+def mirror(images: jax.Array, flip: jax.Array) -> jax.Array:
+    """images [B, H, W, C], mirrored left to right where flip [B] is True."""
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
 def cutout(images: jax.Array, key: jax.Array, size: int) -> jax.Array:
     """Zero one size x size square per image, its centre uniform over the image (DeVries & Taylor, 2017).
 

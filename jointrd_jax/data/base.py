@@ -28,6 +28,7 @@ class Dataset(abc.ABC):
       image_shape: (H, W, C) as the network sees it.
       train_size, eval_size: images in the two splits.
       mean, std: per channel, of images scaled to 0..1; the network's input is (x / 255 - mean) / std.
+      skipped: how many bad images have been passed over so far (dataset.on_bad_image=skip).
       resident: arrays to keep on every device, given back to `fetch`; {} when streaming.
     """
 
@@ -38,6 +39,7 @@ class Dataset(abc.ABC):
     eval_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    skipped: int = 0
     resident: dict[str, np.ndarray]
 
     @abc.abstractmethod
@@ -68,11 +70,22 @@ def host_share(batch_size: int) -> slice:
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
+def held_out(size: int, validation_size: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `size` training images to train on, and which to evaluate on: always the same ones."""
+    if validation_size >= size:
+        raise UserError(
+            f'dataset.validation_size={validation_size} leaves none of the {size} training images of {name}'
+        )
+    order = np.random.default_rng(0).permutation(size)
+    return order[validation_size:], order[:validation_size]
+
+
 class InMemory(Dataset):
     """A dataset small enough to keep whole on the device as uint8; host batches are indices.
 
     Args:
-      train, evaluation: (images [N, H, W, C] uint8, labels [N]).
+      train, evaluation: (images [N, H, W, C] uint8, labels [N]); evaluation may be None where
+        config.dataset.validation_size holds out training images.
       config: the run's config (seed, batch sizes, augmentation).
     """
 
@@ -81,22 +94,17 @@ class InMemory(Dataset):
         name: str,
         classes: tuple[str, ...],
         train: tuple[np.ndarray, np.ndarray],
-        evaluation: tuple[np.ndarray, np.ndarray],
+        evaluation: tuple[np.ndarray, np.ndarray] | None,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         config: ml_collections.ConfigDict,
     ):
         self.name, self.classes, self.mean, self.std = name, tuple(classes), tuple(mean), tuple(std)
         self.config = config
-        held_out = config.dataset.validation_size
-        if held_out:
-            if held_out >= len(train[1]):
-                raise UserError(
-                    f'dataset.validation_size={held_out} leaves none of the {len(train[1])} training images of {name}'
-                )
-            order = np.random.default_rng(0).permutation(len(train[1]))
-            evaluation = tuple(array[order[:held_out]] for array in train)
-            train = tuple(array[order[held_out:]] for array in train)
+        if config.dataset.validation_size:
+            kept, held = held_out(len(train[1]), config.dataset.validation_size, name)
+            evaluation = tuple(array[held] for array in train)
+            train = tuple(array[kept] for array in train)
         self.image_shape = tuple(int(n) for n in train[0].shape[1:])
         self.train_size, self.eval_size = len(train[1]), len(evaluation[1])
         self.resident = {
@@ -136,18 +144,18 @@ class InMemory(Dataset):
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
-    """The dataset named by `config.dataset.name`: 'digits', or any prepared TFDS image-classification set.
+    """The dataset named by `config.dataset.name`: 'digits', 'folder', or any prepared TFDS image-classification set.
 
     Raises:
       UserError: an unknown or unprepared dataset, with the command that prepares it.
     """
     if config.dataset.name == 'digits':
-        from jointrd_jax.data import digits
-
-        return digits.load(config)
-    from jointrd_jax.data import tfds
-
-    return tfds.load(config)
+        from jointrd_jax.data import digits as source
+    elif config.dataset.name == 'folder':
+        from jointrd_jax.data import folder as source
+    else:
+        from jointrd_jax.data import tfds as source
+    return source.load(config)
 
 
 def as_config(dataset: Dataset) -> dict[str, Any]:

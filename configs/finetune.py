@@ -1,0 +1,34 @@
+"""Fine-tuning: a trained student or ResNet on another dataset, with a new head (the paper's transfer experiment).
+
+Command   python -m jointrd_jax.main --config configs/finetune.py:RUN --workdir DIR
+              --config.dataset.name=caltech101 --config.dataset.data_dir=DATA
+          RUN is the directory of the run to start from; its network is taken over. Any dataset will do:
+          a prepared TFDS set, or --config.dataset.name=folder (MIT-67's indoor scenes come as such).
+Hardware  one GPU; time unmeasured
+Accuracy  unmeasured here
+"""
+
+from jointrd_jax import config as base
+
+
+def get_config(run: str = ''):
+    config = base.default()
+    if run:
+        from jointrd_jax import runs
+
+        trained = runs.read_config(run)
+        config.model.update(trained.model)
+        config.procedure = 'resnet' if trained.procedure in base.TRAINS_RESNET else 'plain'
+    else:
+        config.procedure = 'plain'
+    config.restore = run
+    config.restore_head = 'new'
+    config.epochs = 50
+    config.batch_size = 64
+    config.eval_batch_size = 64
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.warmup_epochs = 0.02
+    config.optimizer.weight_decay = 1e-4
+    config.dataset.name = 'caltech101'
+    config.dataset.flip = True
+    return config

@@ -1,0 +1,217 @@
+"""Any prepared TFDS image-classification dataset, read without TensorFlow and without the network."""
+
+import difflib
+import fnmatch
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from jointrd_jax.data import images
+from jointrd_jax.data.base import Dataset, InMemory
+from jointrd_jax.data.sources import ArrayRecordFiles, Examples, Source
+from jointrd_jax.data.streaming import Streaming
+from jointrd_jax.data.tfrecord import TFRecordFiles
+from jointrd_jax.errors import UserError
+
+NAME = re.compile(r'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\d.*]+))?')
+VERSION = re.compile(r'\d+\.\d+\.\d+')
+IN_MEMORY_BYTES = 2**30  # of pixels, up to which 'auto' keeps a dataset on the device
+# The JointRD authors' constants; other in-memory datasets use their own training images'.
+MEAN_STD = {
+    'cifar10': ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
+    'cifar100': ((0.50707519, 0.48654887, 0.44091785), (0.26733428, 0.25643846, 0.27615049)),
+}
+MANUAL_FILES = {'imagenet2012': ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')}
+
+
+def load(config: ml_collections.ConfigDict) -> Dataset:
+    """The dataset `config.dataset.name` as prepared in `config.dataset.data_dir`.
+
+    Its name is TFDS's: NAME, NAME/CONFIG, with :VERSION where another than the highest prepared one is
+    wanted (5.*.* and the like are understood).
+
+    Raises:
+      UserError: not prepared (with the command that prepares it), damaged, or without images, labels or
+        the splits asked for.
+    """
+    settings = config.dataset
+    directory = find(settings.name, settings.data_dir)
+    info = read_info(directory)
+    image, label = image_and_label(info)
+    classes = tuple(info.features[label].names or ())
+
+    def source(split: str) -> Source:
+        return open_split(info, split, classes, image, label, directory)
+
+    train = source(pick_split(info, settings.train_split, ('train',), 'train_split'))
+    evaluation = None
+    if not settings.validation_size:
+        evaluation = source(pick_split(info, settings.eval_split, ('test', 'validation'), 'eval_split'))
+    name = info.full_name
+    shape = info.features[image].shape
+    if keep_in_memory(settings.in_memory, shape, len(train) + (len(evaluation) if evaluation else 0), name):
+        return in_memory(name, train, evaluation, shape, MEAN_STD.get(info.name), config)
+    return Streaming(name, train, evaluation, config)
+
+
+def default_directory() -> Path:
+    """Where TFDS keeps datasets unless told otherwise."""
+    return Path(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+
+
+def find(spec: str, data_dir: str) -> Path:
+    """The directory of the highest prepared version of `spec` (NAME, NAME/CONFIG, with or without :VERSION)."""
+    match = NAME.fullmatch(spec)
+    if not match:
+        raise UserError(f'dataset.name={spec!r} is not of the form NAME, NAME/CONFIG or NAME:VERSION')
+    name, wanted_config, wanted = match['name'], match['config'], match['version'] or '*'
+    root = Path(data_dir).expanduser() if data_dir else default_directory()
+    prepared: dict[str, dict[str, Path]] = {}
+    for pattern in ('*/dataset_info.json', '*/*/dataset_info.json'):
+        for file in (root / name).glob(pattern):
+            *config, version = file.parent.relative_to(root / name).parts
+            if VERSION.fullmatch(version):
+                prepared.setdefault('/'.join(config), {})[version] = file.parent
+    if wanted_config is None and len(prepared) > 1:
+        raise UserError(
+            f'dataset.name={spec!r}: several configurations are prepared under {root / name};'
+            f' choose one of {", ".join(f"{name}/{config}" for config in sorted(prepared))}'
+        )
+    versions = prepared.get(wanted_config, {}) if wanted_config else next(iter(prepared.values()), {})
+    fitting = [version for version in versions if fnmatch.fnmatchcase(version, wanted)]
+    if not fitting:
+        raise not_prepared(spec, name, wanted, root, sorted(versions))
+    return versions[max(fitting, key=lambda version: [int(part) for part in version.split('.')])]
+
+
+def not_prepared(spec: str, name: str, wanted: str, root: Path, versions: list[str]) -> UserError:
+    """The error that says what is missing and how to get it; suggests names where TFDS knows none."""
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if name not in known and not versions:
+        close = difflib.get_close_matches(name, ['digits', 'folder', *known], n=3)
+        hint = f'; did you mean {" or ".join(close)}?' if close else ''
+        return UserError(
+            f'dataset.name={spec!r} is neither digits, folder, a dataset under {root}, nor one of TFDS{hint}'
+        )
+    first = ''
+    if name in MANUAL_FILES:
+        first = f'put {" and ".join(MANUAL_FILES[name])} into {root / "downloads" / "manual"} and '
+    return UserError(
+        f'dataset {spec!r}, version {"any" if wanted == "*" else wanted}, is not prepared in {root / name}'
+        f' (versions there: {", ".join(versions) or "none"}); {first}run: {prepare_command(spec, root)}'
+    )
+
+
+def prepare_command(spec: str, root: Path) -> str:
+    return f'python -m jointrd_jax.prepare {spec} --data_dir {root}'
+
+
+def read_info(directory: Path):
+    """TFDS's DatasetInfo of a prepared dataset, from the files beside its shards."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(directory).info
+    except Exception as error:  # TFDS raises whatever its parsers do
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f'{directory}: its metadata cannot be read ({reason}); prepare it again') from error
+
+
+def image_and_label(info) -> tuple[str, str]:
+    """The names of the image feature and of the class-label feature."""
+    import tensorflow_datasets as tfds
+
+    features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    supervised = info.supervised_keys if len(info.supervised_keys or ()) == 2 else ()
+    chosen = []
+    for kind, what in ((tfds.features.Image, 'an image'), (tfds.features.ClassLabel, 'a class label')):
+        names = [name for name, feature in features.items() if type(feature) is kind]
+        preferred = [name for name in names if name in supervised]
+        if len(preferred or names) != 1:
+            raise UserError(
+                f'{info.full_name} is not for image classification: it needs {what} feature'
+                f'{" (one, not several)" if names else ""} and has {", ".join(sorted(features)) or "none"}'
+            )
+        chosen += preferred or names
+    return chosen[0], chosen[1]
+
+
+def pick_split(info, wanted: str, preferred: tuple[str, ...], field: str) -> str:
+    """The split asked for (slices such as train[:90%] too), or the first of `preferred` that there is."""
+    names = sorted(info.splits)
+    split = wanted or next((name for name in preferred if name in names), None)
+    if split is None:
+        raise UserError(
+            f'{info.full_name} has no split {" or ".join(preferred)} but {", ".join(names)}; set dataset.{field}'
+            ' or hold out training images with dataset.validation_size'
+        )
+    try:
+        size = info.splits[split].num_examples
+    except (ValueError, KeyError, AssertionError) as error:
+        raise UserError(f'dataset.{field}={split!r}: {info.full_name} has the splits {", ".join(names)}') from error
+    if not size:
+        raise UserError(f'split {split!r} of {info.full_name} is empty')
+    return split
+
+
+def open_split(info, split: str, classes: tuple[str, ...], image: str, label: str, directory: Path) -> Source:
+    """The records of a split, whichever of the two formats they are stored in."""
+    parts = [(os.fspath(part.filename), part.skip, part.take) for part in info.splits[split].file_instructions]
+    readers = {'array_record': ArrayRecordFiles, 'tfrecord': TFRecordFiles}
+    stored = info.file_format.value
+    if stored not in readers:
+        raise UserError(f'{directory}: stored as {stored}; only {" and ".join(readers)} can be read')
+    return Examples(split, classes, readers[stored](parts), image, label)
+
+
+def keep_in_memory(choice: str, shape: tuple, count: int, name: str) -> bool:
+    """Whether a dataset goes on the device whole; 'auto': when its images have one size and fit."""
+    if choice == 'never':
+        return False
+    if None in shape:
+        if choice == 'always':
+            raise UserError(f'dataset.in_memory=always: the images of {name} have no common size')
+        return False
+    return choice == 'always' or count * int(np.prod(shape)) <= IN_MEMORY_BYTES
+
+
+def in_memory(
+    name: str, train: Source, evaluation: Source | None, shape: tuple, mean_std: tuple | None, config
+) -> InMemory:
+    """Decode everything once."""
+    train_images = decode_all(train, shape)
+    eval_images = decode_all(evaluation, shape) if evaluation else None
+    mean, std = mean_std or channel_statistics(train_images[0])
+    return InMemory(name, train.classes, train_images, eval_images, mean, std, config)
+
+
+def decode_all(source: Source, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 [N, H, W, C], labels [N]) of a whole split; the first bad record is a UserError."""
+    pixels, labels = np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32)
+
+    def decode(i: int) -> None:
+        try:
+            data, labels[i] = source[i]
+            pixels[i] = images.whole(data, shape)
+        except images.BadImage as error:
+            raise UserError(f'{source.describe(i)}: {error}; prepare the dataset again') from error
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(decode, range(len(source)), chunksize=256):
+            pass
+    return pixels, labels
+
+
+def channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of pixels scaled to 0..1, without a float copy of them all."""
+    counts = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(pixels.shape[-1])]
+    values = np.arange(256) / 255
+    mean = [float(np.average(values, weights=count)) for count in counts]
+    std = [float(np.sqrt(np.average((values - m) ** 2, weights=count))) for m, count in zip(mean, counts)]
+    return tuple(mean), tuple(std)

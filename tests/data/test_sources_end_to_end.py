@@ -1,0 +1,55 @@
+"""Training runs on every kind of source, and a run that is cut off in the middle of an epoch."""
+
+import pytest
+import real_data
+
+from jointrd_jax import train
+from jointrd_jax.progress import Reporter
+
+
+def config(kind, root, **fields):
+    """The smallest network, trained two epochs on a fixture."""
+    made = real_data.config({'folder': 'folder', 'cifar10': 'cifar10'}.get(kind, 'imagenet2012'), root, **fields)
+    made.procedure, made.epochs, made.optimizer.learning_rate = 'plain', 2, 0.01
+    made.model.stage_sizes, made.model.width = (1, 1, 1, 1), 4
+    made.dataset.image_size, made.dataset.resize, made.dataset.flip = 32, 36, True
+    made.batch_size = made.eval_batch_size = 4
+    return made
+
+
+def fixture(kind, root):
+    if kind == 'folder':
+        return real_data.folder(root, train=14, val=6)
+    write = real_data.cifar10 if kind == 'cifar10' else real_data.imagenet
+    write(root, file_format='array_record' if kind == 'cifar10' else kind)
+    return root
+
+
+@pytest.mark.parametrize(('kind', 'evaluated'), [('cifar10', 4), ('array_record', 6), ('tfrecord', 6), ('folder', 6)])
+def test_a_run_on_each_kind_of_source(tmp_path, kind, evaluated):
+    summary = train.run(config(kind, fixture(kind, tmp_path / 'data')), tmp_path / 'run')
+    assert summary['eval_images'][1] == evaluated
+    assert summary['steps'] == 2 * (4 if kind == 'cifar10' else 3)
+    assert 0 <= summary['last_top1'] <= 100
+
+
+class CutOff(Reporter):
+    """Ends the run at a step, as a kill would: nothing is saved after the last checkpoint."""
+
+    def __init__(self, at):
+        super().__init__('cut off')
+        self.at = at
+
+    def step(self, step):
+        if step == self.at:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_cut_off_in_an_epoch_ends_as_if_it_had_not_been(tmp_path):
+    made = config('folder', fixture('folder', tmp_path / 'data'))
+    expected = train.run(made, tmp_path / 'whole')
+    made.checkpoint.every_steps = 2
+    with pytest.raises(KeyboardInterrupt):
+        train.run(made, tmp_path / 'cut', CutOff(5))  # in the second epoch of three steps; step 4 is kept
+    made.dataset.workers = 2
+    assert train.run(made, tmp_path / 'cut')['student_digest'] == expected['student_digest']
