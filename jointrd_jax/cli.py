@@ -45,9 +45,7 @@ def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
 
 
 def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
-    """Parse the flags and call `main`, with the arguments that are no flags where `positional` names some.
-
-    The last of them may be 'NAME ...': one or more.
+    """Parse the flags and call `main` with the arguments named `positional` (the last may be 'NAME ...': one or more).
 
     UserError ends the process with one line and status 2.
     """

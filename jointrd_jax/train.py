@@ -36,8 +36,13 @@ from jointrd_jax.step import AXIS, TrainState
 # Fields that may change when a run is continued: they do not change its result.
 LOGGING = tuple(name for name in config_lib.FIELDS if name.startswith('log.'))
 HARMLESS = (
-    'checkpoint.every_steps', 'checkpoint.keep', 'dataset.data_dir', 'dataset.workers', 'teacher.path', *LOGGING,
-)  # fmt: skip
+    'checkpoint.every_steps',
+    'checkpoint.keep',
+    'dataset.data_dir',
+    'dataset.workers',
+    'teacher.path',
+    *LOGGING,
+)
 TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 

@@ -1,8 +1,9 @@
-"""Every command of the README and the docs is run as printed, made small where a box is titled 'minutes'.
+"""Every command of the README and the docs is run as printed, training made small.
 
 The convention: commands stand in ```bash boxes (a line each, `\\` continues one) and are run in a copy of the
-repository, one after the other, page by page. A title in quotes changes that: "needs ..." says what they need
-and they are not run; "minutes" runs them shrunk by SHRINK. ```python boxes of the docs are run as they are.
+repository, one after the other; those that train get SHRINK at the end. A title, ```bash title="needs hardware", says
+what a box needs; it is not run. ```python boxes of the docs are run as they are, unless they have such a title.
+What .ci/run itself does (environment, installation, tests) is not done again here.
 """
 
 import functools
@@ -24,9 +25,9 @@ SHRINK = [
     '--config.model.width=4',
     '--config.batch_size=256',
 ]
-SHRUNK = ('jointrd_jax.main', 'jointrd_jax.compare')
+TRAINS = re.compile(r'-m jointrd_jax\.(main|compare)\b')
+DONE_BY_CI = re.compile(r'pip install|-m venv|-m pytest|\.ci/run|^ruff|^git clone|^cd ')
 BOX = re.compile(r'^```(bash|python)(?: title="([^"]*)")?\n(.*?)^```', re.M | re.S)
-OWN_PAGES = ('README.md', 'index.md', 'watching.md', 'finetune.md', 'python.md', 'experiments.md', 'gpu_tpu.md')
 
 
 def boxes(page):
@@ -63,10 +64,10 @@ def run(command, root):
 
 
 def shrunk(command):
-    return ' '.join([command, *SHRINK]) if any(f'-m {module}' in command for module in SHRUNK) else command
+    return ' '.join([command, *SHRINK]) if TRAINS.search(command) else command
 
 
-@pytest.mark.parametrize('page', [page for page in PAGES if page.name in OWN_PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_commands_run_as_printed(page, clone):
     for language, title, text in boxes(page):
         if title.startswith('needs'):
@@ -75,16 +76,18 @@ def test_commands_run_as_printed(page, clone):
             (clone / 'box.py').write_text(text)
             steps = ['python box.py']
         else:
-            steps = [shrunk(command) if title == 'minutes' else command for command in commands(text)]
+            steps = [shrunk(command) for command in commands(text) if not DONE_BY_CI.search(command)]
         for step in steps:
             done = run(step, clone) if step != 'python box.py' else run.__wrapped__(step, clone)
             assert done.returncode == 0, f'{page.name}: {step}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
 
 
-def test_titles_are_of_the_convention():
+def test_pages_keep_the_convention():
     for page in PAGES:
         for _, title, _ in boxes(page):
-            assert title in ('', 'minutes') or title.startswith('needs '), (page, title)
+            assert not title or title.startswith('needs '), (page, title)
+        indented = re.findall(r'^    (?:python|scripts/|srun|gcloud).*', BOX.sub('', page.read_text()), re.M)
+        assert not indented, f'{page.name}: {indented} belong in a ```bash box'
 
 
 def test_every_program_and_field_that_is_named_exists():
