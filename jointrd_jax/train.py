@@ -414,9 +414,10 @@ class Trainer:
 
     def show_samples(self, batch: data.base.Batch) -> None:
         """Augmented images of a batch to the trackers, as the coming step sees them."""
-        if self.trackers.all:
+        if trackers.wanted(self.config):  # computed on every host, written by the first
+            fetch = jax.jit(self.dataset.fetch, out_shardings=step_lib.replicated(self.devices))
             key = jax.random.fold_in(jax.random.key(self.config.seed), self.state.step)
-            self.trackers.samples(0, self.dataset, *jax.jit(self.dataset.fetch)(self.resident, batch, key))
+            self.trackers.samples(0, self.dataset, *fetch(self.resident, batch, key))
 
     def show_terms(self, watched: dict[str, Any] | None) -> None:
         """Loss terms of an epoch under way, from a step that the device has left behind."""
