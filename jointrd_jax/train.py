@@ -218,6 +218,7 @@ class Trainer:
             margin = step_lib.margin(self.teacher.network, self.teacher.variables) if method.distill_weight else None
             self.frozen = step_lib.replicate({'variables': self.teacher.variables, 'margin': margin}, self.devices)
         self.provenance = provenance.provenance(dataset)
+        self.mix = np.asarray(self.mixing_weight(np.arange(config.epochs)))  # once: the loop must not wait for a device
         self.schedule = build.learning_rate(config, self.steps_per_epoch)
         self.optimizer = build.optimizer(config, self.schedule)
         hybrids = method.taps if config.eval_hybrids else ()
@@ -480,7 +481,7 @@ class Trainer:
 
     def mixes(self, step: int) -> bool:
         """Whether the mixed paths have a weight above zero at `step`."""
-        return not self.method.taps or float(self.mixing_weight(step // self.steps_per_epoch)) > 0
+        return not self.method.taps or self.mix[step // self.steps_per_epoch] > 0
 
     def stop_asked(self, step: int) -> bool:
         """Whether to stop here: a signal came. Several hosts ask each other, at steps all of them reach."""
@@ -548,7 +549,7 @@ class Trainer:
         rate = float(self.schedule(step - 1)) * float(self.state.rate_scale)
         line = {'epoch': epoch, 'step': step, 'learning_rate': rate}
         if self.method.taps:
-            line['mix'] = float(self.mixing_weight(epoch - 1))
+            line['mix'] = float(self.mix[epoch - 1])
         names = step_lib.term_names(method, self.trains_teacher)
         line |= {name: float(self.state.sums[name]) / self.steps_per_epoch for name in names}
         line |= self.probe.take()
