@@ -249,7 +249,7 @@ class Trainer:
         """The frozen teacher: trained first if no run is named, checked against the student and its own record."""
         path = Path(self.config.teacher.path) if self.config.teacher.path else self.workdir / 'teacher'
         if not self.config.teacher.path and runs.read_summary(path) is None:
-            config = ml_collections.ConfigDict(self.config)
+            config = self.config.copy_and_resolve_references()
             config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
             self.reporter.say(f'training the teacher first, in {path}')
             run(config, path, self.reporter.child('teacher'))
