@@ -17,6 +17,18 @@ from jointrd_jax.models import SHORTCUTS, STAGE_SIZES, STEMS
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', 'resnet_kd')
 TRAINS_RESNET = ('resnet', 'resnet_kd')
 TRACKERS = ('wandb',)
+
+# Beyond these a value is a slip of the keyboard; refusing it here costs no memory and no time.
+MAX_INT = 2**31 - 1  # what a step counter on the device holds
+MAX_BATCH = 1 << 16
+MAX_SIDE = 1 << 14  # pixels
+MAX_BLOCKS = 1000  # in a network
+MAX_STAGES = 8
+MAX_CHANNELS = 1 << 15
+MAX_PARAMETERS = 1 << 31
+MAX_DROPS = 1000  # of the learning rate
+MAX_TEXT = 4096
+SHOWN = 100  # characters of a value in a message
 NEEDS_TEACHER = ('jointrd', 'feature_kd', 'logit_kd', 'resnet_kd')
 
 
@@ -33,8 +45,8 @@ def one_of(*choices: Any) -> tuple[str, Callable]:
     return ' | '.join(map(str, choices)), lambda v: v in choices
 
 
-def at_least(low: float) -> tuple[str, Callable]:
-    return f'>= {low}', lambda v: math.isfinite(v) and v >= low
+def at_least(low: float, most: float = MAX_INT) -> tuple[str, Callable]:
+    return f'>= {low}, at most {most}', lambda v: low <= v <= most
 
 
 def between(low: float, high: float) -> tuple[str, Callable]:
@@ -45,18 +57,31 @@ def shortcut_choice(value: str) -> bool:
     return all(choice in SHORTCUTS for choice in value.split(','))
 
 
-POSITIVE = ('> 0', lambda v: math.isfinite(v) and v > 0)
+POSITIVE = ('> 0, from 1e-30 to 1e30', lambda v: 1e-30 <= v <= 1e30)  # what float32 holds
 YES_NO = ('True | False', lambda v: isinstance(v, bool))
-ANY_TEXT = ('text', lambda v: isinstance(v, str))
-SIZES = ('whole numbers > 0', lambda v: all(isinstance(n, int) and n > 0 for n in v))
+ANY_TEXT = (f'text of at most {MAX_TEXT} printable characters', lambda v: len(v) <= MAX_TEXT and v.isprintable())
+SIZES = (
+    f'up to {MAX_BLOCKS} whole numbers > 0, at most {MAX_CHANNELS}',
+    lambda v: len(v) <= MAX_BLOCKS and all(type(n) is int and 0 < n <= MAX_CHANNELS for n in v),
+)
+
+
+def are_taps(v: tuple) -> bool:
+    return len(v) <= MAX_BLOCKS and all(type(n) is int and 0 <= n < MAX_BLOCKS for n in v)
+
+
+def are_drops(v: tuple) -> bool:
+    return len(v) <= MAX_DROPS and all(type(n) in (int, float) and 0 < n <= MAX_INT for n in v)
+
+
 EPOCHS = ('0 to epochs; below 1: a fraction of them', lambda v: math.isfinite(v) and v >= 0)
 
 FIELDS: dict[str, Field] = {
     'procedure': Field('jointrd', *one_of(*PROCEDURES), 'what to train, and how (README has the table)'),
     'seed': Field(0, *at_least(0), 'of initialisation, shuffling and augmentation'),
-    'epochs': Field(60, *at_least(1), 'length of the run'),
-    'batch_size': Field(32, *at_least(1), 'images per step over all devices and hosts'),
-    'eval_batch_size': Field(256, *at_least(1), 'the same in evaluation; padded, so any number of images counts'),
+    'epochs': Field(60, *at_least(1, 10**6), 'length of the run'),
+    'batch_size': Field(32, *at_least(1, MAX_BATCH), 'images per step over all devices and hosts'),
+    'eval_batch_size': Field(256, *at_least(1, MAX_BATCH), 'in evaluation; padded: any number of images counts'),
     'eval_every': Field(1, *at_least(1), 'epochs between evaluations; the last epoch is always evaluated'),
     'eval_hybrids': Field(False, *YES_NO, 'also evaluate each mixed path (the student early, the teacher later)'),
     'batch_norm': Field('local', *one_of('local', 'global'), 'statistics per device, or over the global batch'),
@@ -67,7 +92,7 @@ FIELDS: dict[str, Field] = {
     'model.depth': Field(34, *one_of(*STAGE_SIZES), 'of a standard network; unused when stage_sizes is given'),
     'model.stage_sizes': Field((), *SIZES, 'blocks per stage, such as 8,8,8,8; (): the standard of `depth`'),
     'model.block': Field('auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, else basic'),
-    'model.width': Field(64, *at_least(1), 'channels of the first stage; doubles with each stage'),
+    'model.width': Field(64, *at_least(1, MAX_CHANNELS), 'channels of the first stage; doubles with each stage'),
     'model.stem': Field('cifar', *one_of(*STEMS), 'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool'),
     'model.shortcuts': Field(
         'none',
@@ -80,10 +105,10 @@ FIELDS: dict[str, Field] = {
         (), *SIZES, "channels inside each of the student's blocks; (): the stage's (wider where shortcuts were merged)"
     ),
     'mix.taps': Field(
-        (), 'ascending numbers of blocks', lambda v: all(isinstance(n, int) and n >= 0 for n in v),
+        (), 'ascending numbers of blocks', are_taps,
         'after how many blocks the paths cross into the teacher; (): see num_taps',
     ),
-    'mix.num_taps': Field(0, *at_least(0), 'this many taps spread evenly over the blocks; 0: the ends of stages 1-3'),
+    'mix.num_taps': Field(0, *at_least(0, MAX_BLOCKS), 'taps spread evenly over the blocks; 0: the ends of stages 1-3'),
     'mix.eta': Field(0.5, *between(0, 1), 'weight of the mixed paths after mix.epochs'),
     'mix.epochs': Field(0.3, *EPOCHS, 'length of the cosine from 1 to eta'),
     'mix.average_paths': Field(True, *YES_NO, "divide the loss by the number of paths (the authors' joint branch)"),
@@ -94,7 +119,7 @@ FIELDS: dict[str, Field] = {
     'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'every', 'constant'), 'how it falls'),
     'optimizer.warmup_epochs': Field(0.0, *EPOCHS, 'linear warm-up from 0, before the schedule'),
     'optimizer.drop_epochs': Field(
-        (0.5, 0.75), 'ascending; each as mix.epochs', lambda v: all(n > 0 and math.isfinite(n) for n in v),
+        (0.5, 0.75), 'ascending; each as mix.epochs', are_drops,
         'step: when the rate is multiplied by drop_factor',
     ),
     'optimizer.drop_every': Field(0.25, *POSITIVE, 'every: epochs (or fraction) between drops'),
@@ -112,10 +137,10 @@ FIELDS: dict[str, Field] = {
     'dataset.in_memory': Field(
         'auto', *one_of('auto', 'always', 'never'), 'keep a TFDS set on the device; auto: if of one size, up to 1 GiB'
     ),
-    'dataset.image_size': Field(224, *at_least(1), 'side of the crops of streamed (not in-memory) images'),
-    'dataset.resize': Field(256, *at_least(1), 'streamed images: shorter side in evaluation, before the centre crop'),
+    'dataset.image_size': Field(224, *at_least(1, MAX_SIDE), 'side of the crops of streamed (not in-memory) images'),
+    'dataset.resize': Field(256, *at_least(1, MAX_SIDE), 'streamed images: shorter side before the centre crop'),
     'dataset.workers': Field(
-        -1, 'whole number >= -1', lambda v: v >= -1, 'input processes per host; -1: one per core, at most 32; 0: none'
+        -1, *at_least(-1, 1024), 'input processes per host; -1: one per core, at most 32; 0: none'
     ),
     'dataset.on_bad_image': Field('fail', *one_of('fail', 'skip'), 'stop at a bad streamed image, or count it'),
     'dataset.eval_fraction': Field(
@@ -124,9 +149,9 @@ FIELDS: dict[str, Field] = {
     'dataset.validation_size': Field(
         0, *at_least(0), 'training images held out and evaluated on instead of the test images; 0: none'
     ),
-    'dataset.crop_padding': Field(0, *at_least(0), 'pixels of zero padding for random crops of in-memory images'),
+    'dataset.crop_padding': Field(0, *at_least(0, MAX_SIDE), 'pixels of zeros for random crops of in-memory images'),
     'dataset.flip': Field(False, *YES_NO, 'mirror half of the training images'),
-    'dataset.cutout': Field(0, *at_least(0), 'side of the square cut out of each training image; 0: none'),
+    'dataset.cutout': Field(0, *at_least(0, MAX_SIDE), 'side of the square cut out of each training image; 0: none'),
     'teacher.path': Field('', *ANY_TEXT, "finished resnet run, or weight file; '': trained first, in WORKDIR/teacher"),
     'teacher.which': Field('last', *one_of('last', 'best'), "which of that run's checkpoints"),
     'log.quiet': Field(False, *YES_NO, 'print nothing but the final table'),
@@ -138,7 +163,7 @@ FIELDS: dict[str, Field] = {
     'log.images': Field(16, *at_least(0), 'augmented training images shown to the trackers when the run begins'),
     'log.tracker': Field('', *one_of('', *TRACKERS), "also log to this service (extra of its name); '': none"),
     'checkpoint.every_steps': Field(0, *at_least(0), 'steps between checkpoints; 0: one per epoch'),
-    'checkpoint.keep': Field(2, *at_least(1), 'how many of the newest are kept'),
+    'checkpoint.keep': Field(2, *at_least(1, 1000), 'how many of the newest are kept'),
     'checkpoint.accept_changes': Field(
         False, *YES_NO, 'continue although code, packages, devices or data changed, to another result'
     ),
@@ -197,6 +222,38 @@ def in_epochs(value: float, epochs: int) -> float:
     return value * epochs if 0 < value < 1 else value
 
 
+def shown(value: Any) -> str:
+    """A value as a message shows it: in one line, shortened."""
+    try:
+        text = ' '.join(ascii(value).split())
+    except (ValueError, RecursionError):  # such as whole numbers of more than 4300 digits
+        text = f'a {type(value).__name__} too large to print'
+    return text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
+
+
+def parameters(blocks: tuple[int, ...], width: int, bottleneck: bool) -> int:
+    """About how many parameters the convolutions of such a ResNet have."""
+    channels = [width * 2**stage for stage in range(len(blocks))]
+    return sum(n * c * c * (17 if bottleneck else 18) for n, c in zip(blocks, channels))
+
+
+def check_size(config: ml_collections.ConfigDict) -> None:
+    """The network must be one that can be built.
+
+    Raises:
+      UserError: too many blocks, stages, channels or parameters.
+    """
+    model = config.model
+    blocks = tuple(model.stage_sizes) or STAGE_SIZES[model.depth]
+    count = parameters(blocks, model.width, model.block == 'bottleneck')
+    if len(blocks) > MAX_STAGES or sum(blocks) > MAX_BLOCKS or count > MAX_PARAMETERS:
+        raise UserError(
+            f'config.model.stage_sizes={shown(blocks)} with config.model.width={model.width} is too large a network '
+            f'(about {count:.2g} parameters); at most {MAX_STAGES} stages, {MAX_BLOCKS} blocks and '
+            f'{MAX_PARAMETERS:.2g} parameters can be built'
+        )
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Check every field alone and the fields together, before anything is read, made or compiled.
 
@@ -204,9 +261,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
       UserError: the first field that is missing, unknown or not acceptable, with what would be.
     """
     flat = flatten(config)
-    for name in flat.keys() | FIELDS.keys():
+    for name in sorted(flat.keys() | FIELDS.keys()):
         if name not in FIELDS:
-            raise UserError(f'config has no field {name!r}; {suggest(name)}')
+            raise UserError(f'config has no field {shown(name)}; {suggest(name)}')
         if name not in flat:
             raise UserError(f'config lacks the field {name!r} ({FIELDS[name].accepts})')
     for name, field in FIELDS.items():
@@ -218,21 +275,28 @@ def validate(config: ml_collections.ConfigDict) -> None:
         except (TypeError, ValueError, OverflowError):
             accepted = False
         if not accepted:
-            raise UserError(f'config.{name}={value!r} is not accepted; it must be: {field.accepts}')
+            raise UserError(f'config.{name}={shown(value)} is not accepted; it must be: {field.accepts}')
     for name in ('mix.epochs', 'optimizer.warmup_epochs', 'optimizer.drop_every', 'optimizer.drop_epochs'):
         for value in flat[name] if isinstance(flat[name], tuple) else (flat[name],):
             if in_epochs(value, config.epochs) > config.epochs:
                 raise UserError(
-                    f'config.{name}={flat[name]} reaches beyond the run: config.epochs={config.epochs}; '
+                    f'config.{name}={shown(flat[name])} reaches beyond the run: config.epochs={config.epochs}; '
                     'give at most that many epochs, or a fraction below 1'
                 )
+    check_size(config)
+    drops = config.epochs / in_epochs(config.optimizer.drop_every, config.epochs)
+    if config.optimizer.schedule == 'every' and drops > MAX_DROPS:
+        raise UserError(
+            f'config.optimizer.drop_every={config.optimizer.drop_every} would lower the rate {drops:.3g} times; '
+            f'give a length that does so at most {MAX_DROPS} times'
+        )
     if config.procedure == 'feature_kd' and not config.distill.weight:
         raise UserError('config.procedure=feature_kd needs config.distill.weight > 0 (about 1e-3 at 32x32 pixels)')
     if config.mix.taps and config.mix.num_taps:
         raise UserError('config.mix.taps and config.mix.num_taps exclude each other; set one of them')
     for name in ('mix.taps', 'optimizer.drop_epochs'):
         if list(flat[name]) != sorted(set(flat[name])):
-            raise UserError(f'config.{name}={flat[name]} must be ascending, without repetition')
+            raise UserError(f'config.{name}={shown(flat[name])} must be ascending, without repetition')
 
 
 def suggest(name: str) -> str:

@@ -103,7 +103,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     summary = files.read_json(path)
-    if not isinstance(summary, dict) or not isinstance(summary.get('procedure'), str):
+    if not isinstance(summary, dict) or not isinstance(summary.get('wall_seconds'), int | float):
         raise UserError(f'{path} is damaged: not a summary; delete it and continue the run to have it written again')
     return summary
 

@@ -76,18 +76,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         Nothing is made before config and data are known to be good.
       Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
-    config_lib.validate(config)
-    hosts.agree(config_lib.flatten(config))
     workdir = Path(workdir).absolute()
-    trackers.check(config)
+    dataset, student, method = prepare(config, workdir)
     reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
-    dataset = data.load(config)
     try:
-        check_batches(config, dataset)
-        student = build.student(config, len(dataset.classes), AXIS)
-        method = build.method(config, student)
-        check_workdir(config, workdir)
-        check_restore(config, student, dataset)
         with hosts.only_first(files.owned(workdir)):
             check_workdir(config, workdir)  # again, now that nobody else can write there
             if hosts.is_first():
@@ -104,6 +96,28 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
     return summary
 
 
+def prepare(config: ml_collections.ConfigDict, workdir: Path) -> tuple[data.Dataset, Network, Method]:
+    """Everything that can be refused without making or compiling anything; the caller closes the dataset.
+
+    Raises:
+      UserError: anything wrong with the config, the data, or what is in `workdir`.
+    """
+    config_lib.validate(config)
+    hosts.agree(config_lib.flatten(config))
+    trackers.check(config)
+    dataset = data.load(config)
+    try:
+        check_batches(config, dataset)
+        student = build.student(config, len(dataset.classes), AXIS)
+        method = build.method(config, student)
+        check_workdir(config, workdir)
+        check_restore(config, student, dataset)
+    except BaseException:
+        dataset.close()
+        raise
+    return dataset, student, method
+
+
 def check_batches(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
     """Batches must divide over the devices and fit the data."""
     devices = jax.device_count()
@@ -113,6 +127,12 @@ def check_batches(config: ml_collections.ConfigDict, dataset: data.Dataset) -> N
             below = size // devices * devices
             fitting = f'{below} or {below + devices}' if below else devices
             raise UserError(f'config.{name}={size} does not divide over {devices} devices; {fitting} would')
+    steps = config.epochs * (dataset.train_size // config.batch_size)
+    if steps > config_lib.MAX_INT:
+        raise UserError(
+            f'config.epochs={config.epochs} of {dataset.name} are {steps} steps, more than {config_lib.MAX_INT}; '
+            'give fewer epochs or a larger config.batch_size'
+        )
     if config.batch_size > dataset.train_size:
         raise UserError(
             f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images '
