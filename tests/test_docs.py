@@ -59,7 +59,7 @@ def run(command, root):
     """Run a command once, however many pages print it."""
     environment = {**os.environ, 'PATH': f'{root}/bin:{os.environ["PATH"]}', 'PYTHONPATH': str(root), 'XLA_FLAGS': ''}
     return subprocess.run(
-        ['bash', '-euc', command], cwd=root, env=environment, capture_output=True, text=True, timeout=400
+        ['bash', '-euc', command], cwd=root, env=environment, capture_output=True, text=True, timeout=1200
     )
 
 
@@ -106,7 +106,7 @@ def test_the_docs_build_without_a_warning(tmp_path):
     environment = {**os.environ, 'NO_MKDOCS_2_WARNING': '1'}
     done = subprocess.run(
         [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--site-dir', str(tmp_path / 'site')],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0 and 'WARNING' not in done.stderr, done.stderr
     reference = (tmp_path / 'site' / 'configuration' / 'index.html').read_text()
