@@ -74,7 +74,7 @@ def cell_config(
         raise choice_error('procedures', name, [*config_lib.PROCEDURES, *(p + DIRAC for p in ('plain', 'jointrd'))])
     if name.endswith(DIRAC) and procedure in config_lib.TRAINS_RESNET:
         raise UserError(f'procedures={name}: {procedure} trains a ResNet, which has no Dirac convolutions')
-    cell = ml_collections.ConfigDict(config)
+    cell = config.copy_and_resolve_references()  # ConfigDict(config) would share the groups of fields
     cell.procedure, cell.seed, cell.model.dirac = procedure, seed, name.endswith(DIRAC)
     cell.teacher.path = teacher if procedure in config_lib.NEEDS_TEACHER else ''
     cell.update_from_flattened_dict((variants or {}).get(variant, {}))

@@ -32,11 +32,13 @@ class Source(NamedTuple):
     summary: dict[str, Any]
 
 
-def config_of(network: Network, dataset: str, data_dir: str = '') -> ml_collections.ConfigDict:
-    """A config that describes `network`."""
+def config_of(network: Network, dataset: str, data_dir: str = '', side: int | None = None) -> ml_collections.ConfigDict:
+    """A config that describes `network` and images of `side` pixels (streamed ones are cropped to that)."""
     config = default()
     config.procedure = 'resnet' if network.shortcuts == 'all' else 'plain'
     config.dataset.name, config.dataset.data_dir = dataset, data_dir
+    if side:
+        config.dataset.image_size, config.dataset.resize = side, round(side * 256 / 224)
     model, sizes = config.model, tuple(network.stage_sizes)
     model.block = 'bottleneck' if network.bottleneck else 'basic'
     depths = {(STAGE_SIZES[depth], depth == 50): depth for depth in STAGE_SIZES}
@@ -59,8 +61,8 @@ def data_of(network: Network, channels: int, dataset: str | None, data_dir: str,
     if dataset:
         from jointrd_jax import data
 
-        config = default()
-        config.dataset.name, config.dataset.data_dir = dataset, data_dir
+        config = config_of(network, dataset, data_dir, side)
+        config.batch_size = 1  # only looked at: any number of images will do
         opened = data.load(config)
         opened.close()
         about = data.base.as_config(opened)
@@ -105,7 +107,7 @@ def open_source(path: Path, which: str, dataset: str | None, data_dir: str, side
         'last_top1': None,
         'wall_seconds': 0.0,
     }
-    return Source(network, variables, config_of(network, name, data_dir), named, summary)
+    return Source(network, variables, config_of(network, name, data_dir, side), named, summary)
 
 
 def without_shortcuts(source: Source) -> Source:
@@ -124,7 +126,8 @@ def without_shortcuts(source: Source) -> Source:
     print(f'shortcuts removed; the logits differ by {difference:.1e} relative')
     if not difference <= TOLERANCE:
         raise UserError(f'removal is not exact for these weights: the logits differ by {difference:.1e} relative')
-    config = config_of(network, source.config.dataset.name, source.config.dataset.data_dir)
+    config = config_of(network, source.config.dataset.name)
+    config.dataset = source.config.dataset
     summary = {**source.summary, 'shortcuts_removed_from': source.summary.get('student_digest')}
     return Source(network, variables, config, source.data, summary)
 
@@ -144,7 +147,7 @@ def convert(
     Raises:
       UserError: `path` holds no network, `out` holds something already, or they do not fit together.
     """
-    from jointrd_jax import runs, weights
+    from jointrd_jax import files, runs, weights
 
     path, out = Path(path), Path(out)
     if out.is_file() or (out.exists() and any(out.iterdir())):
@@ -157,7 +160,10 @@ def convert(
     if remove_shortcuts:
         source = without_shortcuts(source)
     if out.suffix == '.safetensors':
-        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f'cannot write {out}: {error.strerror}') from error
         weights.save(out, source.network, source.variables, source.data)
     else:
         network = source.network
@@ -173,7 +179,8 @@ def convert(
             'student_digest': runs.digest(source.variables),
             'versions': runs.versions(),
         }
-        runs.save(out, source.config, source.variables, source.data, summary)
+        with files.appearing(out) as directory:
+            runs.save(directory, source.config, source.variables, source.data, summary)
     print(f'{weights.name_of(source.network)}: {path} -> {out}')
 
 

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jointrd_jax import config as config_lib
+from jointrd_jax import config as config_lib, hosts
 from jointrd_jax.errors import require
 from jointrd_jax.models import Variables
 
@@ -111,6 +111,11 @@ def hyperparameters(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {name: ','.join(map(str, v)) if isinstance(v, tuple) else v for name, v in flat.items()}
 
 
+def wanted(config: ml_collections.ConfigDict) -> bool:
+    """Whether the config asks for any tracker (the same on every host)."""
+    return bool(config.log.tensorboard or config.log.tracker)
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """The packages of the trackers asked for are there.
 
@@ -135,7 +140,7 @@ class Trackers:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, step: int):
         self.config, self.epochs = config, config.epochs
         self.all: list[Tracker] = []
-        if jax.process_index() == 0:
+        if hosts.is_first():
             if config.log.tensorboard:
                 self.all.append(TensorBoard(config, workdir, step))
             if config.log.tracker == 'wandb':

@@ -238,6 +238,7 @@ class Trainer:
             margin = step_lib.margin(self.teacher.network, self.teacher.variables) if method.distill_weight else None
             self.frozen = step_lib.replicate({'variables': self.teacher.variables, 'margin': margin}, self.devices)
         self.provenance = provenance.provenance(dataset)
+        self.mix = np.asarray(self.mixing_weight(np.arange(config.epochs)))  # once: the loop must not wait for a device
         self.schedule = build.learning_rate(config, self.steps_per_epoch)
         self.optimizer = build.optimizer(config, self.schedule)
         hybrids = method.taps if config.eval_hybrids else ()
@@ -268,7 +269,7 @@ class Trainer:
         """The frozen teacher: trained first if no run is named, checked against the student and its own record."""
         path = Path(self.config.teacher.path) if self.config.teacher.path else self.workdir / 'teacher'
         if not self.config.teacher.path and runs.read_summary(path) is None:
-            config = ml_collections.ConfigDict(self.config)
+            config = self.config.copy_and_resolve_references()
             config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
             self.reporter.say(f'training the teacher first, in {path}')
             run(config, path, self.reporter.child('teacher'))
@@ -434,9 +435,10 @@ class Trainer:
 
     def show_samples(self, batch: data.base.Batch) -> None:
         """Augmented images of a batch to the trackers, as the coming step sees them."""
-        if self.trackers.all:
+        if trackers.wanted(self.config):  # computed on every host, written by the first
+            fetch = jax.jit(self.dataset.fetch, out_shardings=step_lib.replicated(self.devices))
             key = jax.random.fold_in(jax.random.key(self.config.seed), self.state.step)
-            self.trackers.samples(0, self.dataset, *jax.jit(self.dataset.fetch)(self.resident, batch, key))
+            self.trackers.samples(0, self.dataset, *fetch(self.resident, batch, key))
 
     def show_terms(self, watched: dict[str, Any] | None) -> None:
         """Loss terms of an epoch under way, from a step that the device has left behind."""
@@ -499,7 +501,7 @@ class Trainer:
 
     def mixes(self, step: int) -> bool:
         """Whether the mixed paths have a weight above zero at `step`."""
-        return not self.method.taps or float(self.mixing_weight(step // self.steps_per_epoch)) > 0
+        return not self.method.taps or self.mix[step // self.steps_per_epoch] > 0
 
     def stop_asked(self, step: int) -> bool:
         """Whether to stop here: a signal came. Several hosts ask each other, at steps all of them reach."""
@@ -567,7 +569,7 @@ class Trainer:
         rate = float(self.schedule(step - 1)) * float(self.state.rate_scale)
         line = {'epoch': epoch, 'step': step, 'learning_rate': rate}
         if self.method.taps:
-            line['mix'] = float(self.mixing_weight(epoch - 1))
+            line['mix'] = float(self.mix[epoch - 1])
         names = step_lib.term_names(method, self.trains_teacher)
         line |= {name: float(self.state.sums[name]) / self.steps_per_epoch for name in names}
         line |= self.probe.take()

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from jointrd_jax import files
 from jointrd_jax.errors import UserError, require
-from jointrd_jax.models import Network, Variables
+from jointrd_jax.models import STEMS, Network, Variables
 from jointrd_jax.torch_names import export_names, import_names, names, template, to_torch_layout
 
 ENDINGS = ('.safetensors', '.pth')
@@ -50,7 +50,7 @@ class Weights(NamedTuple):
 
 
 def is_weight_file(path: str | Path) -> bool:
-    return Path(path).suffix in ENDINGS
+    return Path(path).suffix in ENDINGS and not Path(path).is_dir()
 
 
 def open_state_dict(path: str | Path) -> StateDict:
@@ -80,10 +80,12 @@ def open_safetensors(path: Path) -> StateDict:
             shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
             types = {name: s.get_dtype() for name, s in slices.items()}
         about = json.loads(about)
+        if not isinstance(about, dict):
+            raise ValueError('no JSON object')
     except safetensors.SafetensorError as error:
         raise UserError(f'{path} is not a safetensors file, or a damaged one: {error}') from error
     except ValueError as error:
-        raise UserError(f'{path}: its {METADATA} metadata is not JSON: {error}') from error
+        raise UserError(f'{path}: its {METADATA} metadata cannot be read: {error}') from error
     if odd := [f'{name} is {dtype}' for name, dtype in types.items() if dtype not in floats]:
         raise UserError(f'{path}: weights must be one of {", ".join(floats)}, but {"; ".join(odd)}')
 
@@ -192,14 +194,17 @@ def load(path: str | Path, network: Network | None = None, image_channels: int |
         network = described_network(state) or guess_network(state)
     if image_channels is None:
         image_channels = (*state.shapes.get('conv1.weight', ()), 3, 3)[1]
-    expected = expected_shapes(network, image_channels)
+    try:
+        expected = expected_shapes(network, image_channels)
+    except (ArithmeticError, TypeError, ValueError) as error:  # a first layer without channels, and the like
+        raise UserError(f'{path} holds no network that could be built: {error}') from error
     if faults := differences(state.shapes, expected):
         raise UserError(f'{path} does not fit {name_of(network)}: {"; ".join(faults)}')
     arrays = state.read()
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise UserError(f'{path}: not a number, or infinite, in {", ".join(broken)}')
     variables = import_names(template(network, image_channels), arrays)
-    return Weights(network, variables, state.about.get('data'))
+    return Weights(network, variables, described_data(state, network, image_channels))
 
 
 NETWORK_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'num_classes', 'stem_kind', 'shortcuts', 'dirac', 'hidden')
@@ -212,12 +217,31 @@ def described_network(state: StateDict) -> Network | None:
     try:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in state.about['network'].items()}
         network = Network(**fields)
-        if len(network.stage_sizes) > len(state.shapes) or network.num_blocks > len(state.shapes):
+        sizes = (*network.stage_sizes, *network.hidden, network.width, network.num_classes)
+        if not all(isinstance(n, int) and 0 < n < 2**24 for n in sizes) or network.stem_kind not in STEMS:
+            raise ValueError('its sizes are none')
+        if network.num_blocks > len(state.shapes):
             raise ValueError('more blocks than arrays')
-        network.block_shortcuts()
+        network.block_shortcuts(), network.block_hidden(), network.per_block(network.dirac)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f'{state.path}: its {METADATA} metadata describes no network: {error}') from error
     return network
+
+
+def described_data(state: StateDict, network: Network, channels: int) -> dict[str, Any] | None:
+    """What a file of ours says its network was trained on, as `data.base.as_config` has it."""
+    about = state.about.get('data')
+    if about is None:
+        return None
+    try:
+        lengths = {'classes': network.num_classes, 'image_shape': 3, 'mean': channels, 'std': channels}
+        fits = all(len(about[name]) == length for name, length in lengths.items())
+        numbers = [float(n) for name in ('image_shape', 'mean', 'std') for n in about[name]]
+        if not fits or not isinstance(about['dataset'], str) or not np.isfinite(numbers).all():
+            raise ValueError('it does not fit the network')
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{state.path}: its {METADATA} metadata describes no dataset: {error!r}') from error
+    return about
 
 
 def save(path: str | Path, network: Network, variables: Variables, data: dict[str, Any] | None = None) -> None:

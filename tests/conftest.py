@@ -67,6 +67,7 @@ def watched_run(tmp_path_factory):
     from jointrd_jax import train
 
     path = tmp_path_factory.mktemp('watched') / 'jointrd'
-    config = tiny_config(eval_hybrids=True, log__gradients=1, log__tensorboard=1, log__histograms=2, log__images=4)
+    shown = dict(log__gradients=1, log__tensorboard=1, log__histograms=2, log__images=4)
+    config = tiny_config(batch_size=128, eval_hybrids=True, **shown)
     train.run(config, path, QuietReporter('watched'))
     return path

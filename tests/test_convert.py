@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -5,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from data import real_data
 from networks import images_like, randomised, relative_difference
 from runs_for_tests import digits_run
 
@@ -12,6 +14,7 @@ from jointrd_jax import build, data, runs, train, weights
 from jointrd_jax.config import default
 from jointrd_jax.convert import convert
 from jointrd_jax.errors import UserError
+from jointrd_jax.export import job
 from jointrd_jax.models import Network
 from jointrd_jax.progress import Reporter
 
@@ -59,6 +62,19 @@ def test_a_dataset_gives_names_and_normalisation(tmp_path):
     with pytest.raises(UserError, match=r'7 classes and 1 channels, digits has 10 and 1'):
         convert(tmp_path / 'v.safetensors', tmp_path / 'other', dataset='digits')
     assert not (tmp_path / 'other').exists()
+
+
+def test_a_streamed_dataset_serves_the_export(tmp_path):
+    real_data.imagenet(tmp_path / 'data')
+    network = Network((1, 1), width=4, num_classes=1000)
+    foreign_file(tmp_path / 'w.safetensors', network, (32, 32, 3))
+    where = dict(dataset='imagenet2012', data_dir=str(tmp_path / 'data'))
+    convert(tmp_path / 'w.safetensors', tmp_path / 'run', image_size=32, **where)
+    settings = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps({**settings, 'dataset.workers': 0}))  # quicker here
+    options = job.Options(('safetensors',), batch=4)
+    record = job.export(tmp_path / 'run', tmp_path / 'out', options, say=lambda line: None)
+    assert record['artifacts']['safetensors']['images'] == 6
 
 
 def test_shortcuts_removed_the_run_computes_the_same(tmp_path):

@@ -114,7 +114,7 @@ class Golden:
         names = step_lib.term_names(self.method, teacher_trains)
         state = step_lib.TrainState(
             step=jnp.zeros((), jnp.int32), params=params, stats=stats, opt_state=optimizer.init(params),
-            teacher=teacher if teacher_trains else None,
+            rate_scale=jnp.ones((), self.dtype), teacher=teacher if teacher_trains else None,
             sums={name: jnp.zeros((), self.dtype) for name in names},
             fault={'step': jnp.full((), -1, jnp.int32), 'term': jnp.full((), -1, jnp.int32)},
         )  # fmt: skip

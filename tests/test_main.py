@@ -77,7 +77,8 @@ def test_compare(tmp_path):
         assert [run['seed'] for run in cell['runs']] == [0, 1]
         assert all(run['dirac'] == name.endswith('+dirac') for run in cell['runs'])
     assert (tmp_path / 'compare.png').read_bytes().startswith(b'\x89PNG')
-    assert result['jointrd+dirac']['runs'][0]['teacher'] == str(tmp_path / 'resnet' / 'seed0')
+    teachers = [run['teacher'] for run in result['jointrd+dirac']['runs']]
+    assert teachers == [str(tmp_path / 'resnet' / f'seed{seed}') for seed in (0, 1)]
     again = command('compare', *args, *SHRINK)
     assert again.stdout.count('is finished already') == 6
     assert json.loads((tmp_path / 'compare.json').read_text()) == result

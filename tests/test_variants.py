@@ -40,7 +40,7 @@ def test_values_of_every_field_can_be_written():
 
 
 def test_ablation(tmp_path, watched_run):
-    config = tiny_config(epochs=1)
+    config = tiny_config(epochs=1, batch_size=256)
     config.teacher.path = str(watched_run / 'teacher')
     variants = {'eta0': {'mix.eta': 0.0}, 'stage3': {'mix.taps': (3,)}}
     result = compare.run(config, tmp_path, [0], ('jointrd',), variants, with_report=True)

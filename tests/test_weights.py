@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import HealthCheck, given, settings, strategies as st
 from networks import images_like, randomised, relative_difference
 
 from jointrd_jax import weights
@@ -62,7 +63,8 @@ def test_pth_files_of_both_formats_are_read(torch, tmp_path, zipped):
 @pytest.mark.parametrize('shortcuts', SHORTCUTS)
 def test_what_is_written_is_read_back(tmp_path, shortcuts):
     network = Network((1, 2), shortcuts == 'all', 4, 5, 'cifar', shortcuts, dirac=shortcuts == 'none', hidden=(4, 6, 5))
-    variables, data = randomised(network, (8, 8, 1)), {'classes': list('abcde'), 'image_shape': [8, 8, 1]}
+    variables = randomised(network, (8, 8, 1))
+    data = {'dataset': 'x', 'classes': list('abcde'), 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.2]}
     weights.save(tmp_path / 'w.safetensors', network, variables, data)
     loaded = weights.load(tmp_path / 'w.safetensors')
     assert loaded.network == network
@@ -149,6 +151,49 @@ def test_sizes_are_checked_before_anything_is_allocated(torch, tmp_path):
     torch.save(arrays, tmp_path / 'w.pth')
     with pytest.raises(UserError, match=r'fc\.(weight|bias) claims to be larger than the file'):
         weights.load(tmp_path / 'w.pth')
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(weights.NETWORK_FIELDS), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(about=JSON | st.fixed_dictionaries({'network': JSON, 'data': JSON}))
+def test_metadata_that_lies_is_refused_or_harmless(tmp_path, about):
+    network = Network((1,), False, 2, 3, 'cifar')
+    path = tmp_path / 'w.safetensors'
+    arrays = weights.export_names(randomised(network, (8, 8, 1)))
+    path.write_bytes(safetensors.numpy.save(arrays, {weights.METADATA: json.dumps(about)}))
+    try:
+        assert weights.load(path).network.num_classes == 3
+    except UserError:
+        pass
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'stage_sizes': [10**9, 1 - 10**9]},
+        {'width': 10**30},
+        {'width': '8'},
+        {'stem_kind': 'x'},
+        {'hidden': [1, 2]},
+        {'new': 1},
+    ],
+)
+def test_metadata_that_describes_no_network_is_refused(tmp_path, change):
+    network = Network((1,), False, 2, 3, 'cifar')
+    fields = {name: getattr(network, name) for name in weights.NETWORK_FIELDS} | change
+    arrays = weights.export_names(randomised(network, (8, 8, 1)))
+    blob = safetensors.numpy.save(arrays, {weights.METADATA: json.dumps({'network': fields})})
+    (tmp_path / 'w.safetensors').write_bytes(blob)
+    with pytest.raises(UserError, match='describes no network|choices were given'):
+        weights.load(tmp_path / 'w.safetensors')
 
 
 def test_other_paths_are_one_clear_line(tmp_path):

@@ -41,13 +41,14 @@ class Chunks:
     def __init__(self, source: Source, indices: np.ndarray, *, batch_size: int, rows: slice, size: int, skip_bad: bool):
         self.source, self.indices, self.batch_size, self.rows = source, indices, batch_size, rows
         self.size, self.skip_bad = size, skip_bad
-        self.per_step = -(-(rows.stop - rows.start) // CHUNK)
+        self.chunk = min(CHUNK, rows.stop - rows.start)
+        self.per_step = -(-(rows.stop - rows.start) // self.chunk)
 
     def positions(self, n: int) -> np.ndarray:
         """The places of a chunk's images in the endless sequence of all training (or evaluation) images."""
         step, c = divmod(n, self.per_step)
-        first = self.rows.start + c * CHUNK
-        return step * self.batch_size + np.arange(first, min(first + CHUNK, self.rows.stop))
+        first = self.rows.start + c * self.chunk
+        return step * self.batch_size + np.arange(first, min(first + self.chunk, self.rows.stop))
 
     def read(self, i: int, prepare: Callable[[bytes], np.ndarray], bad: list[str]) -> tuple[np.ndarray, int] | None:
         """(pixels, label) of image i of the source, or None for a bad one, which is noted in `bad`."""

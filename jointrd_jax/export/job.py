@@ -298,7 +298,7 @@ def open_dataset(run: runs.Run, options: Options, data_dir: str | None) -> data.
     config = run.config.copy_and_resolve_references()
     config.dataset.validation_size = 0
     config.dataset.data_dir = data_dir or config.dataset.data_dir
-    config.eval_batch_size = options.batch or config.eval_batch_size
+    config.batch_size, config.eval_batch_size = 1, options.batch or config.eval_batch_size
     dataset = data.load(config)
     if len(dataset.classes) != run.network.num_classes or tuple(dataset.image_shape) != tuple(run.data['image_shape']):
         dataset.close()

@@ -74,11 +74,11 @@ def confusion(run: runs.Run, dataset: data.Dataset) -> Confusion:
         images, labels = dataset.fetch(resident, batch, None)
         return images, labels, jax.nn.softmax(run.network.apply(variables, images).logits)
 
-    number = len(dataset.classes)
+    resident, number = jax.device_put(dataset.resident), len(dataset.classes)
     matrix = np.zeros((number, number), np.int64)
     mistakes: dict[int, list[tuple[float, int, np.ndarray]]] = {}
     for batch in dataset.eval_batches():
-        images, labels, chances = map(np.asarray, predict(run.variables, dataset.resident, batch))
+        images, labels, chances = map(np.asarray, predict(run.variables, resident, batch))
         predicted = chances.argmax(1)
         keep = batch['mask']
         np.add.at(matrix, (labels[keep], predicted[keep]), 1)

@@ -1,0 +1,38 @@
+"""What MkDocs writes itself: the table of config fields, from jointrd_jax.config.FIELDS."""
+
+from jointrd_jax.config import FIELDS
+
+MARK = '<!-- config fields -->'
+HEADINGS = {
+    '': 'The run', 'model': 'The network', 'mix': 'Mixed paths', 'distill': 'Distillation', 'optimizer': 'Optimiser',
+    'dataset': 'Data', 'teacher': 'Teacher', 'checkpoint': 'Checkpoints', 'log': 'What is shown and logged',
+}  # fmt: skip
+
+
+def on_page_markdown(markdown, **_):
+    return markdown.replace(MARK, fields())
+
+
+def fields() -> str:
+    """Every field with its default, what it accepts and what it means, in Markdown."""
+    groups = {}
+    for name, field in FIELDS.items():
+        groups.setdefault(name.rpartition('.')[0], []).append((name, field))
+    lines = []
+    for group, members in groups.items():
+        lines += [
+            f'## {HEADINGS.get(group, group)}',
+            '',
+            '| field | default | accepts | meaning |',
+            '|---|---|---|---|',
+        ]
+        for name, field in members:
+            default = ','.join(map(str, field.default)) or '()' if isinstance(field.default, tuple) else field.default
+            cells = f'`{default}`' if default != '' else "`''`", field.accepts, field.meaning
+            lines.append(f'| `{name}` | ' + ' | '.join(escape(cell) for cell in cells) + ' |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def escape(text: str) -> str:
+    return text.replace('|', '\\|').replace('*', '\\*').replace('<', '&lt;')

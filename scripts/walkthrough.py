@@ -1,0 +1,87 @@
+# %% [markdown]
+# # JointRD on digits, step by step
+#
+# Run it as a script (`python scripts/walkthrough.py`, about a minute on two cores) or cell by cell in an editor that
+# knows `# %%`. Every step uses the functions behind the commands. WALKTHROUGH_EPOCHS (12 by default) sets its length;
+# the real recipe is configs/digits.py.
+
+# %% A config: the recipe of the README, made small
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jointrd_jax import data, gradients, joint, losses, models, runs, runtime, train
+from jointrd_jax.report import page
+
+runtime.configure()
+root = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location('digits', root / 'configs' / 'digits.py')
+recipe = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(recipe)
+config = recipe.get_config()
+config.epochs = int(os.environ.get('WALKTHROUGH_EPOCHS', 12))
+config.model.stage_sizes = (2, 2, 2, 2)
+config.eval_hybrids = True
+config.log.gradients = 1
+workdir = Path(tempfile.mkdtemp(prefix='walkthrough-'))
+
+# %% The images: the whole set lies on the device, a batch is a list of indices
+dataset = data.load(config)
+batch = next(dataset.train_batches(0))
+images, labels = dataset.fetch(dataset.resident, batch, jax.random.key(0))
+print(f'{dataset.train_size} training images {images.shape[1:]}, {dataset.eval_size} for evaluation, {labels[:8]}')
+
+# %% One network, three shapes: ResNet, plain, and the hybrids between them
+resnet = models.create('resnet18', width=8, num_classes=10, stem_kind='cifar')
+plain = models.create('plain18', width=8, num_classes=10, stem_kind='cifar')
+first, second = (net.initialise(jax.random.key(i), dataset.image_shape) for i, net in enumerate((resnet, plain)))
+hybrid = models.hybrid(plain, resnet, block=4)
+print('shortcuts of the hybrid:', hybrid.block_shortcuts())
+print('parameters:', {net.shortcuts: models.parameter_count(v) for net, v in ((resnet, first), (plain, second))})
+
+# %% A path is the hybrid: the plain network's map at a tap, through the ResNet's later blocks
+outputs = plain.apply(second, images, taps=(4,))
+((logits, _),) = joint.residual_paths(resnet, first, outputs.taps, (4,))
+spliced = hybrid.apply(models.splice(plain, second, first, 4), images).logits
+print('largest difference:', float(jnp.abs(logits - spliced).max()))
+print('its cross entropy before training:', float(losses.cross_entropy(logits, labels)))
+
+# %% Where the gradient of the plain network comes from, before any training
+method = joint.Method(taps=plain.stage_ends[:-1], average_paths=True)
+parts = jax.jit(
+    lambda params: gradients.mixture(
+        gradients.by_origin(
+            {'student': params},
+            {'student': second['batch_stats']},
+            images,
+            labels,
+            1.0,
+            networks=joint.Networks(plain, resnet),
+            method=method,
+            teacher=first,
+        )
+    )
+)(second['params'])
+for name, value in parts.items():
+    if name.endswith('share'):
+        print(f'{name}: {float(value):.2f}')
+
+# %% Train: the ResNet first, then the plain network with it; and the plain network alone
+summary = train.run(config, workdir / 'jointrd')
+config.procedure = 'plain'
+alone = train.run(config, workdir / 'plain')
+top1 = {'ResNet': summary['teacher_top1'], 'plain, alone': alone['last_top1'], 'JointRD': summary['last_top1']}
+print('top-1 in percent:', top1)
+
+# %% Use the result
+run = runs.load(workdir / 'jointrd')
+wrong = run.network.apply(run.variables, images).logits.argmax(-1) != labels
+print(f'{int(wrong.sum())} of {len(labels)} augmented training images are wrong')
+
+# %% One page that shows it all (extra [report])
+page.write([workdir], workdir / 'report.html')
+print(f'report: {workdir / "report.html"}')

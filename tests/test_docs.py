@@ -1,0 +1,116 @@
+"""Every command of the README and the docs is run as printed, training made small.
+
+The convention: commands stand in ```bash boxes (a line each, `\\` continues one) and are run in a copy of the
+repository, one after the other; those that train get SHRINK at the end. A title, ```bash title="needs hardware", says
+what a box needs; it is not run. ```python boxes of the docs are run as they are, unless they have such a title.
+What .ci/run itself does (environment, installation, tests) is not done again here.
+"""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from jointrd_jax import config as config_lib
+
+PAGES = sorted(path for path in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')] if path.exists())
+SHRINK = [
+    '--config.epochs=1',
+    '--config.model.stage_sizes=1,1,1,1',
+    '--config.model.width=4',
+    '--config.batch_size=256',
+]
+TRAINS = re.compile(r'-m jointrd_jax\.(main|compare)\b')
+DONE_BY_CI = re.compile(r'pip install|-m venv|-m pytest|\.ci/run|^ruff|^git clone|^cd ')
+BOX = re.compile(r'^```(bash|python)(?: title="([^"]*)")?\n(.*?)^```', re.M | re.S)
+
+
+def boxes(page):
+    """(language, title, text) of a page's boxes."""
+    return BOX.findall(page.read_text())
+
+
+def commands(text):
+    lines = text.replace('\\\n', ' ').splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory):
+    """A copy of what a user has after cloning."""
+    root = tmp_path_factory.mktemp('clone')
+    for name in ('configs', 'scripts', 'examples', 'jointrd_jax', 'docs', 'mkdocs.yml'):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, root / name)
+    (root / 'bin').mkdir()
+    (root / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (root / 'bin' / 'python').chmod(0o755)
+    return root
+
+
+@functools.cache
+def run(command, root):
+    """Run a command once, however many pages print it."""
+    environment = {**os.environ, 'PATH': f'{root}/bin:{os.environ["PATH"]}', 'PYTHONPATH': str(root), 'XLA_FLAGS': ''}
+    return subprocess.run(
+        ['bash', '-euc', command], cwd=root, env=environment, capture_output=True, text=True, timeout=1200
+    )
+
+
+def shrunk(command):
+    return ' '.join([command, *SHRINK]) if TRAINS.search(command) else command
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_commands_run_as_printed(page, clone):
+    for language, title, text in boxes(page):
+        if title.startswith('needs'):
+            continue
+        if language == 'python':
+            (clone / 'box.py').write_text(text)
+            steps = ['python box.py']
+        else:
+            steps = [shrunk(command) for command in commands(text) if not DONE_BY_CI.search(command)]
+        for step in steps:
+            done = run(step, clone) if step != 'python box.py' else run.__wrapped__(step, clone)
+            assert done.returncode == 0, f'{page.name}: {step}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
+
+
+def test_pages_keep_the_convention():
+    for page in PAGES:
+        for _, title, _ in boxes(page):
+            assert not title or title.startswith('needs '), (page, title)
+        indented = re.findall(r'^    (?:python|scripts/|srun|gcloud).*', BOX.sub('', page.read_text()), re.M)
+        assert not indented, f'{page.name}: {indented} belong in a ```bash box'
+
+
+def test_every_program_and_field_that_is_named_exists():
+    for page in PAGES:
+        text = page.read_text()
+        for module in set(re.findall(r'python -m jointrd_jax\.(\w+)', text)):
+            path = ROOT / 'jointrd_jax' / module
+            assert path.with_suffix('.py').exists() or (path / '__main__.py').exists(), (page, module)
+        for script in set(re.findall(r'\b((?:scripts|configs|examples)/\w+\.(?:py|sh))', text)):
+            assert (ROOT / script).exists(), (page, script)
+        for name in set(re.findall(r'--config\.([\w.]*\w)=', text)) - {'field', 'x'}:
+            assert name in config_lib.FIELDS, (page, name)
+
+
+def test_the_docs_build_without_a_warning(tmp_path):
+    environment = {**os.environ, 'NO_MKDOCS_2_WARNING': '1'}
+    done = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--site-dir', str(tmp_path / 'site')],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0 and 'WARNING' not in done.stderr, done.stderr
+    reference = (tmp_path / 'site' / 'configuration' / 'index.html').read_text()
+    assert all(f'<code>{name}</code>' in reference for name in config_lib.FIELDS)
+    assert 'joint_loss' in (tmp_path / 'site' / 'api' / 'index.html').read_text()
+    for page in (tmp_path / 'site').rglob('*.html'):
+        assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="https?://(?!jointrd)', page.read_text()), page
