@@ -36,7 +36,7 @@ class Golden:
 
     def __init__(self, path: Path, dtype):
         depth, stem, dirac = re.fullmatch(r'resnet(\d+)_(cifar|imagenet)(_dirac)?', path.stem).groups()
-        self.file, self.dtype = dict(np.load(path)), dtype
+        self.file, self.dtype, self.compiled = dict(np.load(path)), dtype, {}
         shape = dict(width=4, num_classes=10, stem_kind=stem, dtype=dtype)
         self.teacher = models.create(f'resnet{depth}', **shape)
         self.student = models.create(f'projection{depth}', dirac=bool(dirac), **shape)
@@ -91,16 +91,19 @@ class Golden:
 
     def loss_and_grad(self, method, params, stats):
         """Loss, terms, running statistics and gradient on batch 0 with the teacher frozen."""
-        outputs = self.teacher_outputs()
+        if method not in self.compiled:
 
-        def loss(params):
-            return joint.joint_loss(
-                params, stats, self.images[0], self.labels[0], networks=self.networks, method=method, mix=self.m,
-                teacher=self.variables['teacher'], teacher_logits=outputs.logits, teacher_features=outputs.features,
-                margin=self.margin(),
-            )  # fmt: skip
+            def loss(params, stats, images, labels, teacher, outputs, margin):
+                return joint.joint_loss(
+                    params, stats, images, labels, networks=self.networks, method=method, mix=self.m,
+                    teacher=teacher, teacher_logits=outputs.logits, teacher_features=outputs.features, margin=margin,
+                )  # fmt: skip
 
-        (value, (terms, stats)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+            self.compiled[method] = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        (value, (terms, stats)), grads = self.compiled[method](
+            params, stats, self.images[0], self.labels[0],
+            self.variables['teacher'], self.teacher_outputs(), self.margin(),
+        )  # fmt: skip
         return value, terms, stats, grads
 
     def train(self, steps: int, teacher_trains: bool = False):
