@@ -163,6 +163,37 @@ def update_teacher(
     return teacher, outputs, loss
 
 
+@jax.jit
+def copy(tree: Variables) -> Variables:
+    """A tree with buffers of its own, which survive the donation of the original's."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def is_student(path: tuple) -> bool:
+    return getattr(path[0], 'name', '') in ('params', 'stats') and path[1].key == STUDENT
+
+
+def trainer_item(state: TrainState) -> dict[str, jax.Array]:
+    """All of a state but the student's variables, flat: {path: array}."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if not is_student(path)}
+
+
+def with_items(template: TrainState, items: dict[str, Any]) -> TrainState:
+    """The state whose student is items['student'] and whose rest is items['trainer'] (see `trainer_item`)."""
+    student = {'params': items['student']['params'], 'stats': items['student']['batch_stats']}
+
+    def leaf(path, _):
+        if not is_student(path):
+            return items['trainer'][jax.tree_util.keystr(path)]
+        node = student[path[0].name]
+        for key in path[2:]:
+            node = node[key.key]
+        return node
+
+    return jax.tree_util.tree_map_with_path(leaf, template)
+
+
 def make_device_step(
     networks: Networks,
     method: Method,

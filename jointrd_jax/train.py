@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import (
     build,
+    checks,
     config as config_lib,
     data,
     files,
@@ -35,17 +36,6 @@ from jointrd_jax.models import Network, Variables
 from jointrd_jax.progress import Reporter
 from jointrd_jax.step import AXIS, TrainState
 
-# Fields that may change when a run is continued: they do not change its result.
-LOGGING = tuple(name for name in config_lib.FIELDS if name.startswith('log.'))
-HARMLESS = (
-    'checkpoint.every_steps',
-    'checkpoint.keep',
-    'checkpoint.accept_changes',
-    'dataset.data_dir',
-    'dataset.workers',
-    'teacher.path',
-    *LOGGING,
-)
 TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
@@ -81,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
     reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
     try:
         with hosts.only_first(files.owned(workdir)):
-            check_workdir(config, workdir)  # again, now that nobody else can write there
+            checks.workdir(config, workdir)  # again, now that nobody else can write there
             if hosts.is_first():
                 files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
             summary = runs.read_summary(workdir)
@@ -107,95 +97,15 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> tuple[data.Data
     trackers.check(config)
     dataset = data.load(config)
     try:
-        check_batches(config, dataset)
+        checks.batches(config, dataset)
         student = build.student(config, len(dataset.classes), AXIS)
         method = build.method(config, student)
-        check_workdir(config, workdir)
-        check_restore(config, student, dataset)
+        checks.workdir(config, workdir)
+        checks.restore(config, student, dataset)
     except BaseException:
         dataset.close()
         raise
     return dataset, student, method
-
-
-def check_batches(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
-    """Batches must divide over the devices and fit the data."""
-    devices = jax.device_count()
-    for name in ('batch_size', 'eval_batch_size'):
-        size = config[name]
-        if size % devices:
-            below = size // devices * devices
-            fitting = f'{below} or {below + devices}' if below else devices
-            raise UserError(f'config.{name}={size} does not divide over {devices} devices; {fitting} would')
-    steps = config.epochs * (dataset.train_size // config.batch_size)
-    if steps > config_lib.MAX_INT:
-        raise UserError(
-            f'config.epochs={config.epochs} of {dataset.name} are {steps} steps, more than {config_lib.MAX_INT}; '
-            'give fewer epochs or a larger config.batch_size'
-        )
-    if config.batch_size > dataset.train_size:
-        raise UserError(
-            f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images '
-            f'of {dataset.name}'
-        )
-
-
-def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """A workdir belongs to one config; only fields that cannot change the result may differ."""
-    if not (workdir / runs.CONFIG).exists():
-        return
-    before, now = files.read_json(workdir / runs.CONFIG), config_lib.flatten(config)
-    now = json.loads(json.dumps(now))
-    if not isinstance(before, dict):
-        raise UserError(f'{workdir / runs.CONFIG} is damaged: not a config')
-    # A rollback goes to the newest scheduled checkpoint, so where these are then decides the result.
-    harmless = [name for name in HARMLESS if name != 'checkpoint.every_steps' or config.on_nan == 'stop']
-    changed = [
-        f'{name}: {before.get(name)!r} there, {now.get(name)!r} now'
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in harmless
-    ]
-    if changed:
-        raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed)}); use another --workdir')
-
-
-def check_restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> None:
-    """`config.restore` must hold the same network, for the same classes unless the head is new."""
-    if config.restore_head == 'new' and not config.restore:
-        raise UserError(
-            'config.restore_head=new needs config.restore=RUN, the run to start from (see configs/finetune.py)'
-        )
-    if config.restore:
-        other = runs.load(config.restore)
-        channels = other.data['image_shape'][-1], dataset.image_shape[-1]
-        if channels[0] != channels[1]:
-            raise UserError(
-                f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
-            )
-        check_same(f'config.restore={config.restore}', other.network, student, SHAPE_FIELDS + ('shortcuts', 'dirac'))
-        if config.restore_head == 'keep':
-            check_classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
-
-
-SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
-
-
-def check_same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> None:
-    """Two networks must agree in `fields`; the error names both sides."""
-    for field in fields:
-        if getattr(there, field) != getattr(here, field):
-            raise UserError(
-                f'{what} has {field} {getattr(there, field)} (depth {there.depth}) '
-                f'but this run needs {field} {getattr(here, field)} (depth {here.depth})'
-            )
-
-
-def check_classes(what: str, there: list[str], here: tuple[str, ...]) -> None:
-    if len(there) != len(here):
-        raise UserError(f'{what} has {len(there)} classes but the dataset of this run has {len(here)}')
-    for i, (a, b) in enumerate(zip(there, here)):
-        if a != b:
-            raise UserError(f'{what} calls class {i} {a!r} but the dataset of this run calls it {b!r}')
 
 
 def report(summary: dict[str, Any], reporter: Reporter) -> None:
@@ -282,10 +192,10 @@ class Trainer:
         what = f'teacher {path}'
         if found.summary is None:
             raise UserError(f'{what} is not a finished run: it has no {runs.SUMMARY}; continue its training first')
-        check_classes(what, found.data['classes'], self.dataset.classes)
+        checks.classes(what, found.data['classes'], self.dataset.classes)
         network = found.network.clone(dtype=student.dtype)
         if self.method.taps or self.method.distill_weight:
-            check_same(what, network, student, SHAPE_FIELDS)
+            checks.same(what, network, student, checks.SHAPE_FIELDS)
         if found.data['image_shape'][-1] != self.dataset.image_shape[-1]:
             raise UserError(
                 f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {self.dataset.image_shape[-1]}'
@@ -363,7 +273,7 @@ class Trainer:
             student = self.restored() if self.config.restore else None
             make = jax.jit(self.initial_state, out_shardings=step_lib.replicated(self.devices))
             self.state = make(student)
-            self.best = copy(self.state.student)
+            self.best = step_lib.copy(self.state.student)
         else:
             self.resume(checkpoints, newest)
         self.saved_step = newest
@@ -388,9 +298,9 @@ class Trainer:
             jax.eval_shape(self.initial_state),
         )
         items = checkpoints.restore(
-            step, {'student': placed.student, 'best': placed.student, 'trainer': trainer_item(placed)}
+            step, {'student': placed.student, 'best': placed.student, 'trainer': step_lib.trainer_item(placed)}
         )
-        self.state = with_items(placed, items)
+        self.state = step_lib.with_items(placed, items)
         self.best, self.history = items['best'], meta['history']
         self.history['changes'] += changes
         self.reporter.say(f'continuing from step {step} of {self.total_steps}')
@@ -400,7 +310,7 @@ class Trainer:
         meta = {'data': as_config(self.dataset), 'history': history, 'provenance': self.provenance}
         if self.teacher:
             meta['teacher'] = {'origin': self.teacher.origin, 'digest': self.teacher.digest}
-        items = {'student': self.state.student, 'best': self.best, 'trainer': trainer_item(self.state)}
+        items = {'student': self.state.student, 'best': self.best, 'trainer': step_lib.trainer_item(self.state)}
         with self.reporter.waiting('waiting for the previous checkpoint to be on disk'):
             checkpoints.save(step, items, meta)
         self.saved_step = step
@@ -563,7 +473,7 @@ class Trainer:
         if accuracies is None:
             return False
         if accuracies['top1'] > self.history['best_top1']:
-            self.best = copy(self.state.student)
+            self.best = step_lib.copy(self.state.student)
             self.history |= {'best_top1': accuracies['top1'], 'best_epoch': epoch}
         method = self.method if self.mixes(step - 1) else self.method.without_mixing()
         rate = float(self.schedule(step - 1)) * float(self.state.rate_scale)
@@ -626,34 +536,3 @@ class Trainer:
             files.write_json(self.workdir / runs.SUMMARY, summary)
         hosts.sync('summary written')
         return summary
-
-
-@jax.jit
-def copy(tree: Variables) -> Variables:
-    """A tree with buffers of its own, which survive the donation of the original's."""
-    return jax.tree.map(jnp.copy, tree)
-
-
-def is_student(path: tuple) -> bool:
-    return getattr(path[0], 'name', '') in ('params', 'stats') and path[1].key == joint.STUDENT
-
-
-def trainer_item(state: TrainState) -> dict[str, jax.Array]:
-    """All of a state but the student's variables, flat: {path: array}."""
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if not is_student(path)}
-
-
-def with_items(template: TrainState, items: dict[str, Any]) -> TrainState:
-    """The state whose student is items['student'] and whose rest is items['trainer'] (see `trainer_item`)."""
-    student = {'params': items['student']['params'], 'stats': items['student']['batch_stats']}
-
-    def leaf(path, _):
-        if not is_student(path):
-            return items['trainer'][jax.tree_util.keystr(path)]
-        node = student[path[0].name]
-        for key in path[2:]:
-            node = node[key.key]
-        return node
-
-    return jax.tree_util.tree_map_with_path(leaf, template)
