@@ -15,14 +15,22 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 CODE = ('build', 'joint', 'losses', 'models', 'step', 'data')  # modules whose text decides what a step computes
 
 
-def provenance(dataset: Dataset) -> dict[str, str]:
-    """{what: its state}, kept with every checkpoint and compared when a run is continued."""
-    here = Path(__file__).parent
-    found = {f'package {name}': importlib.metadata.version(name) for name in PACKAGES}
+def code_digests() -> dict[str, str]:
+    """{module: digest of its text}."""
+    here, found = Path(__file__).parent, {}
     for name in CODE:
         paths = sorted((here / name).glob('*.py')) or [here / f'{name}.py']
-        text = b''.join(path.read_bytes() for path in paths)
-        found[f'code of jointrd_jax.{name}'] = hashlib.sha256(text).hexdigest()[:12]
+        found[name] = hashlib.sha256(b''.join(path.read_bytes() for path in paths)).hexdigest()[:12]
+    return found
+
+
+LOADED = code_digests()  # at import: what runs, also when a file is edited meanwhile
+
+
+def provenance(dataset: Dataset) -> dict[str, str]:
+    """{what: its state}, kept with every checkpoint and compared when a run is continued."""
+    found = {f'package {name}': importlib.metadata.version(name) for name in PACKAGES}
+    found |= {f'code of jointrd_jax.{name}': digest for name, digest in LOADED.items()}
     found['devices'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     data = {**as_config(dataset), 'train_size': dataset.train_size, 'eval_size': dataset.eval_size}
     return found | {f'data {name}': str(value) for name, value in data.items()}
