@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 
 from jointrd_jax import signals
-from jointrd_jax.config import suggest
+from jointrd_jax.config import FIELDS, suggest
 from jointrd_jax.errors import Interrupted, UserError
 
 USAGE_STATUS = 2
@@ -22,11 +22,10 @@ def fail(message: object) -> None:
 def explain(error: BaseException, argv: Sequence[str]) -> str:
     """One line for an error in the command line or in the config file it names."""
     for arg in argv:
-        name = arg.lstrip('-').split('=')[0]
-        if name.startswith('config.') and name.removeprefix('config.') in str(error) and isinstance(
-            error, (AttributeError, KeyError, flags.UnrecognizedFlagError)
-        ):  # fmt: skip
-            return f'the config has no field {name.removeprefix("config.")!r}; {suggest(name.removeprefix("config."))}'
+        name = arg.lstrip('-').split('=')[0].removeprefix('config.')
+        lookup_failed = isinstance(error, (AttributeError, KeyError, flags.UnrecognizedFlagError))
+        if arg.lstrip('-').startswith('config.') and name not in FIELDS and lookup_failed:
+            return f'the config has no field {name!r}; {suggest(name)}'
     text = str(error) if isinstance(error, (flags.Error, UserError)) else f'{type(error).__name__}: {error}'
     return text.replace('flag --', '--')
 
@@ -34,6 +33,8 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
 def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
+        if 'config' in flags.FLAGS:  # a file that could not be loaded says so when it is first used
+            hasattr(flags.FLAGS['config'].value, 'procedure')
     except UserError as error:
         fail(error)
     except Exception as error:  # config files are the user's code: anything can be raised there

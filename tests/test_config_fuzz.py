@@ -115,13 +115,17 @@ def test_any_value_in_any_field(name, tmp_path):
         config = shipped_config(name)
         if config.dataset.name != 'digits':
             config.dataset.name, config.batch_size = 'digits', 32
+            config.restore_head = 'keep'  # finetune.py names no run to start from
         with config.unlocked(), config.ignore_type():
             for field, value in changed.items():
                 *groups, leaf = field.split('.')
                 node = config
                 for group in groups:
                     node = node[group]
-                node[leaf] = value
+                try:
+                    node[leaf] = value
+                except OverflowError:  # 10**400 in a field of floats: ml_collections itself refuses
+                    return
         began = time.process_time()
         started.append(start_or_refuse(config, tmp_path / 'run'))
         assert time.process_time() - began < SECONDS, changed
