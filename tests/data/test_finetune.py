@@ -17,7 +17,7 @@ def finetune_config(run, root):
     spec.loader.exec_module(module)
     config = module.get_config(str(run))
     config.dataset.name, config.dataset.data_dir = 'folder', str(root)
-    config.dataset.image_size = config.dataset.resize = 32
+    config.dataset.image_size = config.dataset.resize = 16
     config.dataset.workers, config.epochs, config.batch_size, config.eval_batch_size = 0, 1, 4, 4
     return config
 
@@ -25,7 +25,7 @@ def finetune_config(run, root):
 def test_a_trained_network_gets_a_new_head(tmp_path, quiet):
     root = real_data.folder(tmp_path / 'photos', train=8, val=4, classes=('ape', 'cat', 'dog'))
     first = finetune_config('', root)
-    first.update_from_flattened_dict({'model.stage_sizes': (1, 1, 1, 1), 'model.width': 4, 'restore_head': 'keep'})
+    first.update_from_flattened_dict({'model.stage_sizes': (1, 1), 'model.width': 4, 'restore_head': 'keep'})
     train.run(first, tmp_path / 'first', quiet)
 
     other = real_data.folder(tmp_path / 'others', train=8, val=4)

@@ -11,8 +11,8 @@ def config(kind, root, **fields):
     """The smallest network, trained two epochs on a fixture."""
     made = real_data.config({'folder': 'folder', 'cifar10': 'cifar10'}.get(kind, 'imagenet2012'), root, **fields)
     made.procedure, made.epochs, made.optimizer.learning_rate = 'plain', 2, 0.01
-    made.model.stage_sizes, made.model.width = (1, 1, 1, 1), 4
-    made.dataset.image_size, made.dataset.resize, made.dataset.flip = 32, 36, True
+    made.model.stage_sizes, made.model.width = (1, 1), 4
+    made.dataset.image_size, made.dataset.resize, made.dataset.flip = 16, 18, True
     made.batch_size = made.eval_batch_size = 4
     return made
 
