@@ -15,6 +15,12 @@ def digits_run(path: Path, shortcuts: str = 'none', **fields) -> tuple[Network, 
     network = Network((1, 1), False, 4, 10, 'cifar', shortcuts, **fields)
     variables = randomised(network, (8, 8, 1))
     config = convert.config_of(network, 'digits')
-    summary = {'last_top1': None, 'best_top1': None, 'wall_seconds': 0.0, 'student_digest': runs.digest(variables)}
+    summary = {
+        'procedure': config.procedure,
+        'last_top1': None,
+        'best_top1': None,
+        'wall_seconds': 0.0,
+        'student_digest': runs.digest(variables),
+    }
     runs.save(path, config, variables, as_config(data.load(default())), summary)
     return network, variables

@@ -385,3 +385,15 @@ def test_memory_files_and_threads_stay_flat():
         [sys.executable, 'scripts/soak.py', '--steps', steps], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+# Hostile files.
+
+
+def test_readers_survive_any_bytes(tmp_path):
+    """The quick form of scripts/fuzz_readers.py."""
+    inputs = '100000' if LONG else '800'
+    result = subprocess.run(
+        [sys.executable, 'scripts/fuzz_readers.py', '--inputs', inputs], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

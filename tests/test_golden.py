@@ -24,6 +24,14 @@ if os.environ.get('JOINTRD_GOLDEN_DIR'):
 LOSS, TENSOR = 1e-6, 1e-5  # relative, float64
 
 
+@pytest.fixture(autouse=True, scope='module')
+def quick_compilation():
+    """Numbers, not speed: most of this file's time is spent compiling."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 def difference(ours, theirs) -> float:
     """Norm of the difference over the norm of theirs."""
     theirs = np.asarray(theirs, np.float64)

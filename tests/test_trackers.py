@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -93,8 +94,15 @@ def test_wandb_offline(tmp_path, monkeypatch):
     tracker.finish({'last_top1': 98.0, 'best_top1': 99.0, 'wall_seconds': 1.0})
     tracker.close()
     (record,) = tmp_path.glob('wandb/offline-run-*/*.wandb')
-    content = b''.join(block[7:] for block in batched(record.read_bytes(), 32768))  # a block begins with a header
-    assert b'mix.eta' in content and b'last_top1' in content
+
+    def content():
+        return b''.join(block[7:] for block in batched(record.read_bytes(), 32768))  # a block begins with a header
+
+    for _ in range(600):  # wandb's own process writes the file, and may do so after finish() has returned
+        if b'last_top1' in content():
+            break
+        time.sleep(0.1)
+    assert b'mix.eta' in content() and b'last_top1' in content()
 
 
 def test_to_pixels_undoes_normalisation():

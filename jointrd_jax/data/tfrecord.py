@@ -7,7 +7,9 @@ directory where that is read-only.
 """
 
 import hashlib
+import io
 import logging
+import math
 import os
 import struct
 import tempfile
@@ -16,6 +18,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -105,14 +108,45 @@ def stamp(path: str) -> tuple[int, int]:
 
 
 def load_index(file: Path, names: np.ndarray, stamps: np.ndarray) -> list[np.ndarray] | None:
-    """The cached index, or None where there is none or it is stale or unreadable."""
+    """The cached index, or None where there is none or it is stale, unreadable, or not one of these shards.
+
+    It may lie beside data from elsewhere, so what it says decides no allocation before it is checked.
+    """
     try:
-        with open(file, 'rb') as content, np.load(content) as saved:
-            if not (np.array_equal(saved['names'], names) and np.array_equal(saved['stamps'], stamps)):
-                return None
-            return np.split(saved['offsets'], np.cumsum(saved['lengths'])[:-1])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        with open(file, 'rb') as content:
+            arrays = stored_arrays(content)
+        if not (np.array_equal(arrays['names'], names) and np.array_equal(arrays['stamps'], stamps)):
+            return None
+        shards = np.split(arrays['offsets'].astype(np.int64, casting='safe'), np.cumsum(arrays['lengths'])[:-1])
+    except (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, struct.error, NotImplementedError):
         return None
+    except (zipfile.BadZipFile, zlib.error, SyntaxError, MemoryError, OverflowError):
+        return None
+    sizes = stamps[:, 0]
+    whole = len(shards) == len(sizes) and all(
+        shard.ndim == 1 and len(shard) and shard[0] == 0 and shard[-1] == size and (np.diff(shard) > 0).all()
+        for shard, size in zip(shards, sizes)
+    )
+    return shards if whole else None
+
+
+def stored_arrays(content: BinaryIO) -> dict[str, np.ndarray]:
+    """The arrays of an uncompressed .npz; raises one of many errors where it is none, in the memory of its size."""
+    arrays = {}
+    with zipfile.ZipFile(content) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise ValueError('compressed')
+            if entry.file_size > os.fstat(content.fileno()).st_size:
+                raise ValueError('larger than the file')
+            data = io.BytesIO(archive.read(entry))
+            np.lib.format.read_magic(data)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(data)
+            if math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError('larger than the file')
+            data.seek(0)
+            arrays[entry.filename.removesuffix('.npy')] = np.lib.format.read_array(data, allow_pickle=False)
+    return arrays
 
 
 def save_index(file: Path, names: np.ndarray, stamps: np.ndarray, shards: list[np.ndarray]) -> None:

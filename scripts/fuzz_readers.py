@@ -1,0 +1,232 @@
+"""Feed damaged and made-up files to the readers of data and weights: each must be read or refused, in bounded memory.
+
+    python scripts/fuzz_readers.py --inputs 100000
+
+A quarter of the inputs each: TFRECORD shards, cached shard indexes, .safetensors files, images. They start
+as real ones and are cut, filled, spliced and flipped; TFRECORD lengths and the sizes in .safetensors and
+.npy headers are also replaced by absurd ones whose checksums are right. Anything but the readers' own errors
+(UserError, BadImage) is a finding; so is a request for more than 512 MB, and more than 10 s of processor
+time for one input. Findings are kept in --keep. Exit status 1 if there are any.
+"""
+
+import argparse
+import collections
+import io
+import json
+import os
+import random
+import re
+import resource
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import numpy as np
+import safetensors.numpy
+from PIL import Image
+
+from jointrd_jax import weights
+from jointrd_jax.data import images, tfrecord
+from jointrd_jax.errors import UserError
+
+MEMORY = 512 << 20
+SECONDS = 10
+ABSURD = (0, 1, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**60, 2**63 - 1, 2**63, 2**64 - 1)
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """`data` after a few random changes."""
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        at, what = rng.randrange(len(data) + 1), rng.randrange(6)
+        if what == 0:
+            del data[at:]
+        elif what == 1:
+            del data[at : at + rng.randrange(1, 20)]
+        elif what == 2:
+            data[at:at] = rng.randbytes(rng.randrange(1, 20))
+        elif what == 3 and data:
+            data[at % len(data)] ^= 1 << rng.randrange(8)
+        elif what == 4:
+            data[at : at + 8] = struct.pack('<Q', rng.choice(ABSURD))
+        else:
+            data[at:at] = data[rng.randrange(len(data) + 1) :][: rng.randrange(1, 200)]
+    return bytes(data)
+
+
+def absurd_numbers(data: bytes, rng: random.Random) -> bytes:
+    """A text header with some of its numbers replaced."""
+
+    def number(match: re.Match) -> bytes:
+        return str(rng.choice(ABSURD)).encode() if rng.random() < 0.1 else match[0]
+
+    return re.sub(rb'\d+', number, data)
+
+
+def record(data: bytes, length: int | None = None) -> bytes:
+    """A TFRECORD record; `length` claims another one, with the right checksum."""
+    header = struct.pack('<Q', len(data) if length is None else length)
+    return header + struct.pack('<I', tfrecord.masked_crc(header)) + data + struct.pack('<I', tfrecord.masked_crc(data))
+
+
+class Shards:
+    """TFRECORD shards: scanned, and every record read."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / 'shard.tfrecord'
+
+    def make(self, rng: random.Random) -> bytes:
+        records = [rng.randbytes(rng.randrange(60)) for _ in range(rng.randrange(1, 6))]
+        lie = rng.randrange(12)
+        data = b''.join(record(r, rng.choice(ABSURD) if i == lie else None) for i, r in enumerate(records))
+        return data if lie < len(records) else mutated(data, rng)
+
+    def read(self, data: bytes) -> None:
+        self.path.write_bytes(data)
+        records = tfrecord.TFRecordFiles([(str(self.path), 0, len(tfrecord.scan(str(self.path))) - 1)])
+        for i in range(len(records)):
+            records[i]
+
+
+class Indexes:
+    """The cached index of a good shard."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / 'indexed' / 'shard.tfrecord'
+        self.path.parent.mkdir()
+        self.path.write_bytes(b''.join(record(bytes(n)) for n in range(5)))
+        tfrecord.TFRecordFiles([(str(self.path), 0, 5)])
+        (self.file,) = self.path.parent.glob('.index-*.npz')
+        self.good = self.file.read_bytes()
+        with np.load(self.file) as saved:
+            self.arrays = dict(saved)
+
+    def make(self, rng: random.Random) -> bytes:
+        if rng.random() < 0.4:
+            return mutated(self.good, rng)
+        arrays = {name: array.copy() for name, array in self.arrays.items()}
+        name = rng.choice(('offsets', 'lengths'))
+        if rng.random() < 0.7:
+            value = rng.choice([-1, *(n for n in ABSURD if n < 2**63)])
+            arrays[name][rng.randrange(len(arrays[name]))] = value
+        else:
+            arrays[name] = rng.choice(
+                (np.zeros(0), np.zeros((2, 2)), np.array(3), np.array(['x']), np.float64([np.nan]))
+            )
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        return file.getvalue()
+
+    def read(self, data: bytes) -> None:
+        self.file.write_bytes(data)
+        records = tfrecord.TFRecordFiles([(str(self.path), 0, 5)])
+        for i in range(len(records)):
+            records[i]
+
+
+class Safetensors:
+    """Weight files: opened, compared with the network that they seem to hold, and read if they fit."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / 'weights.safetensors'
+        rng = np.random.default_rng(0)
+        network = weights.Network((1,), width=2, num_classes=3, stem_kind='cifar', shortcuts='none')
+        shapes = weights.expected_shapes(network)
+        arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        self.good = safetensors.numpy.save(arrays)
+
+    def make(self, rng: random.Random) -> bytes:
+        size = struct.unpack('<Q', self.good[:8])[0]
+        header, body = self.good[8 : 8 + size], self.good[8 + size :]
+        if rng.random() < 0.5:
+            return mutated(self.good, rng)
+        header = absurd_numbers(header, rng) if rng.random() < 0.6 else mutated(header, rng)
+        return struct.pack('<Q', len(header)) + header + body
+
+    def read(self, data: bytes) -> None:
+        self.path.write_bytes(data)
+        weights.load(self.path)
+
+
+class Images:
+    """Encoded images: header and pixels."""
+
+    def __init__(self, directory: Path):
+        pixels = np.random.default_rng(0).integers(0, 255, (24, 31, 3), np.uint8)
+        self.good = []
+        for kind in ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP'):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, kind)
+            self.good.append(file.getvalue())
+
+    def make(self, rng: random.Random) -> bytes:
+        return mutated(rng.choice(self.good), rng)
+
+    def read(self, data: bytes) -> None:
+        images.Encoded(data).pixels()
+
+
+def fuzz(inputs: int, seed: int, keep: Path | None, say: Callable[[str], None]) -> dict:
+    """The summary: how many inputs of each kind were read and refused, and the findings."""
+    warnings.simplefilter('ignore')  # Pillow's, about odd files
+    counts, findings, slowest = collections.Counter(), [], 0.0
+    with tempfile.TemporaryDirectory() as directory:
+        kinds = [kind(Path(directory)) for kind in (Shards, Indexes, Safetensors, Images)]
+        for kind in kinds:  # what is imported and compiled on first use comes before the limit
+            for warm_up in range(20):
+                try:
+                    kind.read(kind.make(random.Random(-warm_up - 1)))
+                except (UserError, images.BadImage):
+                    pass
+        used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        for number in range(inputs):
+            kind = kinds[number % len(kinds)]
+            name = type(kind).__name__.lower()
+            data = kind.make(random.Random(f'{seed} {number}'))
+            began = time.process_time()
+            try:
+                kind.read(data)
+                counts[f'{name} read'] += 1
+            except (UserError, images.BadImage) as error:
+                counts[f'{name} refused'] += 1
+                if len(str(error).splitlines()) != 1 and name == 'safetensors':
+                    counts[f'{name} in several lines'] += 1
+            except Exception as error:  # that is what is looked for
+                findings.append(f'{name} {number}: {traceback.format_exception_only(error)[-1].strip()}'[:300])
+                say(findings[-1])
+                say(''.join(traceback.format_tb(error.__traceback__)[-2:]))
+                if keep:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    (keep / f'{name}-{number}').write_bytes(data)
+            took = time.process_time() - began
+            slowest = max(slowest, took)
+            if took > SECONDS:
+                findings.append(f'{name} {number}: {took:.1f} s')
+    return {
+        'date': time.strftime('%Y-%m-%d'), 'inputs': inputs, 'seed': seed, **dict(sorted(counts.items())),
+        'slowest_seconds': round(slowest, 2), 'findings': findings,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--inputs', type=int, default=100_000)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--keep', type=Path, help='directory for the inputs that were findings')
+    args = parser.parse_args()
+    summary = fuzz(args.inputs, args.seed, args.keep, lambda line: print(line, file=sys.stderr, flush=True))
+    print(json.dumps(summary))
+    sys.exit(bool(summary['findings']))
+
+
+if __name__ == '__main__':
+    main()
