@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import jax
 import numpy as np
 import pytest
 import real_data
@@ -9,6 +10,14 @@ from conftest import ROOT, tiny_config
 
 from jointrd_jax import runs, train
 from jointrd_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """These runs take a few steps each; most of their time would be the compiler's."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def finetune_config(run, root):
@@ -49,7 +58,9 @@ def test_a_trained_network_gets_a_new_head(tmp_path, quiet):
 
 
 def test_another_number_of_channels_is_refused(tmp_path, quiet):
-    train.run(tiny_config(procedure='plain', epochs=1), tmp_path / 'digits', quiet)
+    train.run(
+        tiny_config(procedure='plain', epochs=1, model__stage_sizes=(1,), batch_size=512), tmp_path / 'digits', quiet
+    )
     root = real_data.folder(tmp_path / 'photos')
     with pytest.raises(UserError, match='sees 1 channels, this dataset has 3'):
         train.run(finetune_config(tmp_path / 'digits', root), tmp_path / 'run', quiet)
