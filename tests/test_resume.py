@@ -54,7 +54,7 @@ def test_stopped_while_the_teacher_trains(tmp_path, quiet, monkeypatch):
     config = small_config('jointrd', epochs=1)
     train.run(config, tmp_path / 'undisturbed', quiet)
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'Reporter', lambda *_: Stopping(7))  # the one made for the teacher
+        patch.setattr(type(quiet), 'child', lambda *_: Stopping(7))  # the one made for the teacher
         stop(config, tmp_path / 'stopped', quiet, 'step 7 of 20')
     assert not (tmp_path / 'stopped' / 'teacher' / runs.SUMMARY).exists()
     train.run(config, tmp_path / 'stopped', quiet)
