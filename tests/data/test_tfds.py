@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_neither_tensorflow_nor_the_network_is_touched(tmp_path):
 import socket, sys
 def refuse(*args, **kwargs): raise AssertionError('the network was asked for')
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-sys.path.insert(0, {sys.path[0]!r})
+sys.path.insert(0, {str(Path(real_data.__file__).parent)!r})
 import real_data
 from jointrd_jax import data
 from jointrd_jax.errors import UserError
