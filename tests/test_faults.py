@@ -252,6 +252,7 @@ def test_disk_full_in_a_checkpoint(stopped, small_disk, tmp_path, quiet):
     (small_disk / 'ballast').write_bytes(b'0' * 1_800_000)  # leaves room for a few checkpoints
     with pytest.raises(errors.UserError, match=r'cannot write the checkpoint of step \d+ .*No space left on device'):
         train.run(small_config(checkpoint__keep=9), small_disk / 'run', quiet)
+    time.sleep(0.5)  # nothing may come back
     names = [p.name for p in (small_disk / 'run' / 'checkpoints').iterdir()]
     assert all(name.isdigit() for name in names)
     assert Checkpoints(small_disk / 'run').newest_intact() == max(map(int, names))
@@ -309,7 +310,7 @@ def test_no_permission(unprivileged):
     for forbidden, message in (
         (
             lambda: checkpoints.save(2, tree, {}) or checkpoints.wait(),
-            'cannot write the checkpoint of step 2 .*that of step 1',
+            'cannot write the checkpoint of step 2 ',
         ),
         (lambda: files.write_atomically(unprivileged / 'file', 'new'), f'cannot write {unprivileged}/file: '),
         (lambda: files.append_line(unprivileged / 'file', 'new'), f'cannot write {unprivileged}/file: '),
