@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import jax
 import numpy as np
 import pytest
 import real_data
@@ -11,13 +12,21 @@ from jointrd_jax import runs, train
 from jointrd_jax.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """These runs take a few steps each; most of their time would be the compiler's."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 def finetune_config(run, root):
     spec = importlib.util.spec_from_file_location('finetune', ROOT / 'configs' / 'finetune.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(str(run))
     config.dataset.name, config.dataset.data_dir = 'folder', str(root)
-    config.dataset.image_size = config.dataset.resize = 32
+    config.dataset.image_size = config.dataset.resize = 16
     config.dataset.workers, config.epochs, config.batch_size, config.eval_batch_size = 0, 1, 4, 4
     return config
 
@@ -25,7 +34,7 @@ def finetune_config(run, root):
 def test_a_trained_network_gets_a_new_head(tmp_path, quiet):
     root = real_data.folder(tmp_path / 'photos', train=8, val=4, classes=('ape', 'cat', 'dog'))
     first = finetune_config('', root)
-    first.update_from_flattened_dict({'model.stage_sizes': (1, 1, 1, 1), 'model.width': 4, 'restore_head': 'keep'})
+    first.update_from_flattened_dict({'model.stage_sizes': (1, 1), 'model.width': 4, 'restore_head': 'keep'})
     train.run(first, tmp_path / 'first', quiet)
 
     other = real_data.folder(tmp_path / 'others', train=8, val=4)
@@ -49,7 +58,9 @@ def test_a_trained_network_gets_a_new_head(tmp_path, quiet):
 
 
 def test_another_number_of_channels_is_refused(tmp_path, quiet):
-    train.run(tiny_config(procedure='plain', epochs=1), tmp_path / 'digits', quiet)
+    train.run(
+        tiny_config(procedure='plain', epochs=1, model__stage_sizes=(1,), batch_size=512), tmp_path / 'digits', quiet
+    )
     root = real_data.folder(tmp_path / 'photos')
     with pytest.raises(UserError, match='sees 1 channels, this dataset has 3'):
         train.run(finetune_config(tmp_path / 'digits', root), tmp_path / 'run', quiet)

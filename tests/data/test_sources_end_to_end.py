@@ -1,5 +1,6 @@
 """Training runs on every kind of source, and a run that is cut off in the middle of an epoch."""
 
+import jax
 import pytest
 import real_data
 
@@ -7,12 +8,20 @@ from jointrd_jax import train
 from jointrd_jax.progress import Reporter
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """These runs take a few steps each; most of their time would be the compiler's."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 def config(kind, root, **fields):
     """The smallest network, trained two epochs on a fixture."""
     made = real_data.config({'folder': 'folder', 'cifar10': 'cifar10'}.get(kind, 'imagenet2012'), root, **fields)
     made.procedure, made.epochs, made.optimizer.learning_rate = 'plain', 2, 0.01
-    made.model.stage_sizes, made.model.width = (1, 1, 1, 1), 4
-    made.dataset.image_size, made.dataset.resize, made.dataset.flip = 32, 36, True
+    made.model.stage_sizes, made.model.width = (1, 1), 4
+    made.dataset.image_size, made.dataset.resize, made.dataset.flip = 16, 18, True
     made.batch_size = made.eval_batch_size = 4
     return made
 
