@@ -6,9 +6,11 @@ one that does not match its seal is damaged and is never restored from. Deleting
 back: renamed first, so a directory named by a step is whole unless something damaged it.
 """
 
+import contextlib
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -91,6 +93,20 @@ def remove(directory: Path) -> None:
     shutil.rmtree(going, ignore_errors=True)
 
 
+def ignore_orphaned_writes() -> None:
+    """When one file of a checkpoint cannot be written, TensorStore's writes of others end after the event loop
+    that asked for them; each would print a traceback below the one line that says what is wrong."""
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'):
+            previous(unraisable)
+
+    if getattr(previous, '__qualname__', '') != hook.__qualname__:
+        sys.unraisablehook = hook
+
+
 class Checkpoints:
     """The checkpoints of one run directory, numbered by step.
 
@@ -107,7 +123,9 @@ class Checkpoints:
         self.say: Callable[[str], None] = lambda message: None
         self.keep, self.scheduled = keep, scheduled
         self._writing: Future | None = None
+        self._failed = False
         if keep is not None:
+            ignore_orphaned_writes()
             self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
             self._finisher = ThreadPoolExecutor(1)
 
@@ -199,8 +217,8 @@ class Checkpoints:
 
     def _unwritable(self, step: int, error: Exception) -> UserError:
         """The error for a save that failed; what there is of it is removed, which also gives back its space."""
-        for left in self.directory.glob(f'{step}{PARTIAL}*'):
-            shutil.rmtree(left, ignore_errors=True)
+        self._failed = True
+        self._remove_partial(step)
         kept = self.steps()
         return UserError(
             f'cannot write the checkpoint of step {step} in {self.directory}: {files.reason(error)}; '
@@ -238,10 +256,18 @@ class Checkpoints:
         return files.read_json(self.directory / str(step) / META)
 
     def close(self) -> None:
-        """Finish the last save and end the background threads."""
-        if self.keep is not None:
-            try:
-                self.wait()
-            finally:
-                self._finisher.shutdown()
+        """Finish the last save and end the background threads; nothing of a failed save is left."""
+        if self.keep is None:
+            return
+        try:
+            self.wait()
+        finally:
+            self._finisher.shutdown()
+            with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
                 self._orbax.close()
+            if self._failed:  # writes of other files may have outlived the failed one
+                self._remove_partial('*')
+
+    def _remove_partial(self, step: int | str) -> None:
+        for left in self.directory.glob(f'{step}{PARTIAL}*'):
+            shutil.rmtree(left, ignore_errors=True)

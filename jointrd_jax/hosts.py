@@ -44,6 +44,8 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         arguments = {
             'coordinator_address': coordinator, 'num_processes': num_processes, 'process_id': process_id,
         }  # fmt: skip
+    # JAX would take SIGTERM for itself; `signals` and the trainer stop all hosts at one step, with a checkpoint.
+    jax.config.update('jax_enable_preemption_service', False)
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,12 +27,12 @@ def command():
     """(workdir, *overrides) -> a training process as a user starts it, on one device; none outlives the test."""
     started = []
 
-    def start(workdir: Path, *overrides: str) -> subprocess.Popen:
+    def start(workdir: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.Popen:
         small = ('model.stage_sizes=1,1', 'model.width=4', 'procedure=plain', 'checkpoint.every_steps=13', *overrides)
         started.append(
             subprocess.Popen(
                 [sys.executable, '-m', 'jointrd_jax.main', '--config=configs/digits.py', f'--workdir={workdir}',
-                 *(f'--config.{override}' for override in small)],
+                 *(f'--config.{override}' for override in small), *flags],
                 cwd=ROOT, env={**os.environ, 'XLA_FLAGS': ''}, text=True,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             )
@@ -112,6 +113,21 @@ def test_signal_with_nothing_at_stake_ends_at_once(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=BOUND) == 75
     assert 'the same command continues' in process.communicate()[1]
+
+
+def test_a_signal_to_one_of_two_hosts_stops_both_at_one_step(tmp_path, command):
+    """JAX's own preemption service would swallow the signal (`hosts.start` turns it off)."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    joined = (f'--coordinator=localhost:{port}', '--num_processes=2')
+    hosts = [command(tmp_path, 'epochs=900', flags=(*joined, f'--process_id={number}')) for number in range(2)]
+    wait_for(lambda: checkpointed(tmp_path), hosts[0])
+    hosts[1].send_signal(signal.SIGTERM)
+    errors_said = [process.communicate(timeout=BOUND)[1] for process in hosts]
+    assert [process.returncode for process in hosts] == [75, 75], errors_said
+    steps = {error.split('stopped at step ')[1].split()[0] for error in errors_said}
+    assert steps == {str(Checkpoints(tmp_path).newest_intact())}
 
 
 # kill -9.
@@ -252,6 +268,7 @@ def test_disk_full_in_a_checkpoint(stopped, small_disk, tmp_path, quiet):
     (small_disk / 'ballast').write_bytes(b'0' * 1_800_000)  # leaves room for a few checkpoints
     with pytest.raises(errors.UserError, match=r'cannot write the checkpoint of step \d+ .*No space left on device'):
         train.run(small_config(checkpoint__keep=9), small_disk / 'run', quiet)
+    time.sleep(0.5)  # nothing may come back
     names = [p.name for p in (small_disk / 'run' / 'checkpoints').iterdir()]
     assert all(name.isdigit() for name in names)
     assert Checkpoints(small_disk / 'run').newest_intact() == max(map(int, names))
@@ -309,7 +326,7 @@ def test_no_permission(unprivileged):
     for forbidden, message in (
         (
             lambda: checkpoints.save(2, tree, {}) or checkpoints.wait(),
-            'cannot write the checkpoint of step 2 .*that of step 1',
+            'cannot write the checkpoint of step 2 ',
         ),
         (lambda: files.write_atomically(unprivileged / 'file', 'new'), f'cannot write {unprivileged}/file: '),
         (lambda: files.append_line(unprivileged / 'file', 'new'), f'cannot write {unprivileged}/file: '),

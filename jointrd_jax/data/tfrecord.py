@@ -118,7 +118,7 @@ def load_index(file: Path, names: np.ndarray, stamps: np.ndarray) -> list[np.nda
         if not (np.array_equal(arrays['names'], names) and np.array_equal(arrays['stamps'], stamps)):
             return None
         shards = np.split(arrays['offsets'].astype(np.int64, casting='safe'), np.cumsum(arrays['lengths'])[:-1])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, struct.error, NotImplementedError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, struct.error, RuntimeError):
         return None
     except (zipfile.BadZipFile, zlib.error, SyntaxError, MemoryError, OverflowError):
         return None
