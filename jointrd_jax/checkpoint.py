@@ -7,10 +7,13 @@ back: renamed first, so a directory named by a step is whole unless something da
 """
 
 import contextlib
+import errno
 import logging
+import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +28,7 @@ from jointrd_jax.errors import UserError
 SEAL = 'SHA256SUMS'
 DIRECTORY = 'checkpoints'
 META = Path('meta') / 'metadata'
-PARTIAL, REMOVING = '.partial', '.removing'
+PARTIAL, REMOVING, PROBE = '.partial', '.removing', '.probe'
 
 
 def contents(directory: Path) -> set[str]:
@@ -91,6 +94,23 @@ def remove(directory: Path) -> None:
     shutil.rmtree(going, ignore_errors=True)
     directory.rename(going)
     shutil.rmtree(going, ignore_errors=True)
+
+
+def size_on_disk(items: dict[str, Any]) -> int:
+    """Bytes that a checkpoint of these trees takes at most: the arrays uncompressed, and what Orbax notes per array."""
+    leaves = jax.tree.leaves(items)
+    return sum(leaf.nbytes for leaf in leaves) + 2048 * len(leaves) + 2**16
+
+
+def require_room(directory: Path, size: int) -> None:
+    """Raises OSError if `directory` cannot be written to or its file system has less than `size` bytes left.
+
+    Asked before writing: when Orbax fails half-way, its other writes go on, leave files and complaints
+    behind, and hold up the end of the process for minutes.
+    """
+    tempfile.TemporaryDirectory(prefix=PROBE, dir=directory).cleanup()
+    if shutil.disk_usage(directory).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def ignore_orphaned_writes() -> None:
@@ -188,6 +208,7 @@ class Checkpoints:
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            require_room(self.directory, size_on_disk(items))
             args['meta'] = ocp.args.JsonSave({**meta, 'step': step})
             self._orbax.save(partial, args=ocp.args.Composite(**args), force=True)
         except Exception as error:  # whatever Orbax and TensorStore raise when a file system fails them
