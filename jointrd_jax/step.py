@@ -6,7 +6,7 @@ points there. It is the same on one device, on several, and on several hosts.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
@@ -15,9 +15,11 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import joint, losses
-from jointrd_jax.data import Dataset
 from jointrd_jax.joint import STUDENT, Method, Networks
 from jointrd_jax.models import Connectors, Network, Variables
+
+if TYPE_CHECKING:  # the step itself needs nothing beyond jax, flax and optax (see benchmark.py)
+    from jointrd_jax.data import Dataset
 
 AXIS = 'data'
 Tree = Any
@@ -256,7 +258,7 @@ def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax
     }
 
 
-def make_train_step(dataset: Dataset, device_step: Callable, seed: int, devices: jax.sharding.Mesh) -> Callable:
+def make_train_step(dataset: 'Dataset', device_step: Callable, seed: int, devices: jax.sharding.Mesh) -> Callable:
     """(state, frozen, resident, batch) -> (state, report), jitted and mapped over `devices`.
 
     The state is donated; the report, a copy of its 'sums' and 'fault', stays readable, so that the
@@ -280,7 +282,7 @@ def make_train_step(dataset: Dataset, device_step: Callable, seed: int, devices:
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(devices))
 
 
-def make_eval_step(dataset: Dataset, networks: Networks, taps: tuple[int, ...]) -> Callable:
+def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]) -> Callable:
     """(student, teacher, resident, batch) -> {network: counts [top-1, top-5]} and the number of images.
 
     'teacher' is evaluated if its variables are given; with `taps` every hybrid path as well.

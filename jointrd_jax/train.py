@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -23,6 +22,7 @@ from jointrd_jax import (
     joint,
     provenance,
     runs,
+    runtime,
     signals,
     step as step_lib,
     trackers,
@@ -193,7 +193,7 @@ class Trainer:
         if found.summary is None:
             raise UserError(f'{what} is not a finished run: it has no {runs.SUMMARY}; continue its training first')
         checks.classes(what, found.data['classes'], self.dataset.classes)
-        network = found.network.clone(dtype=student.dtype)
+        network = found.network.clone(dtype=student.dtype, remat=student.remat)
         if self.method.taps or self.method.distill_weight:
             checks.same(what, network, student, checks.SHAPE_FIELDS)
         if found.data['image_shape'][-1] != self.dataset.image_shape[-1]:
@@ -201,10 +201,10 @@ class Trainer:
                 f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {self.dataset.image_shape[-1]}'
             )
         with self.reporter.waiting('evaluating the teacher'):
-            accuracies = self.evaluate(Networks(student, network), None, found.variables)
+            accuracies = self.evaluate(Networks(network), found.variables, None)  # the program that its run compiled
         if accuracies is None:
             raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
-        top1 = accuracies['teacher_top1']
+        top1 = accuracies['top1']
         recorded = found.summary.get(f'{self.config.teacher.which}_top1')
         same_images = found.summary.get('eval_images') == [self.dataset.name, self.dataset.eval_size]
         if recorded is not None and same_images and abs(top1 - recorded) > TEACHER_TOLERANCE:
@@ -256,8 +256,7 @@ class Trainer:
         """The weights of `config.restore`; with a fresh head where it is to be new."""
         variables = runs.load(self.config.restore).variables
         if self.config.restore_head == 'new':
-            images = jnp.zeros((1, *self.dataset.image_shape), jnp.float32)
-            fresh = self.networks.student.init(jax.random.key(self.config.seed), images)
+            fresh = self.networks.student.initialise(jax.random.key(self.config.seed), self.dataset.image_shape)
             variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
         return variables
 
@@ -271,7 +270,7 @@ class Trainer:
                 'lines': [], 'looks': [], 'rollbacks': [], 'changes': [],
             }  # fmt: skip
             student = self.restored() if self.config.restore else None
-            make = jax.jit(self.initial_state, out_shardings=step_lib.replicated(self.devices))
+            make = runtime.jit_once(self.initial_state, out_shardings=step_lib.replicated(self.devices))
             self.state = make(student)
             self.best = step_lib.copy(self.state.student)
         else:

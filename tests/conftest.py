@@ -4,6 +4,8 @@ import os
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Most of the tests' time is compilation. test_main trains with optimised programs, as users do.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 import importlib.util
 import tempfile
@@ -34,7 +36,7 @@ def shipped_config(name: str, **overrides):
     return config
 
 
-TINY = dict(model__stage_sizes=(1, 1, 1, 1), model__width=4, epochs=2, eval_batch_size=256, checkpoint__every_steps=0)
+TINY = dict(model__stage_sizes=(1, 1, 1), model__width=4, epochs=2, eval_batch_size=256, checkpoint__every_steps=0)
 
 
 def tiny_config(**overrides):

@@ -21,7 +21,7 @@ from jointrd_jax import config as config_lib
 PAGES = sorted(path for path in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')] if path.exists())
 SHRINK = [
     '--config.epochs=1',
-    '--config.model.stage_sizes=1,1,1,1',
+    '--config.model.stage_sizes=1,1,1',
     '--config.model.width=4',
     '--config.batch_size=256',
 ]

@@ -3,6 +3,7 @@
 Other files of the same form are checked when JOINTRD_GOLDEN_DIR names their directory.
 """
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -24,14 +25,6 @@ if os.environ.get('JOINTRD_GOLDEN_DIR'):
 LOSS, TENSOR = 1e-6, 1e-5  # relative, float64
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-    """Numbers, not speed: most of this file's time is spent compiling."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-
-
 def difference(ours, theirs) -> float:
     """Norm of the difference over the norm of theirs."""
     theirs = np.asarray(theirs, np.float64)
@@ -44,7 +37,7 @@ class Golden:
 
     def __init__(self, path: Path, dtype):
         depth, stem, dirac = re.fullmatch(r'resnet(\d+)_(cifar|imagenet)(_dirac)?', path.stem).groups()
-        self.file, self.dtype, self.compiled = dict(np.load(path)), dtype, {}
+        self.file, self.dtype = dict(np.load(path)), dtype
         shape = dict(width=4, num_classes=10, stem_kind=stem, dtype=dtype)
         self.teacher = models.create(f'resnet{depth}', **shape)
         self.student = models.create(f'projection{depth}', dirac=bool(dirac), **shape)
@@ -94,6 +87,7 @@ class Golden:
                         tree['connectors'] = {**tree['connectors'], f'student_{kind}': moved}
         return params, stats
 
+    @functools.cached_property
     def teacher_outputs(self):
         return jax.jit(self.teacher.apply)(self.variables['teacher'], self.images[0])
 
@@ -101,22 +95,18 @@ class Golden:
         """The authors' margin, which their code keeps in float32; `step_lib.margin` is compared with it."""
         return self['margin'].astype(self.dtype)
 
-    def loss_and_grad(self, method, params, stats):
-        """Loss, terms, running statistics and gradient on batch 0 with the teacher frozen."""
-        if method not in self.compiled:
+    def loss(self, method, gradient=False):
+        """(params, stats) -> (loss, (terms, running statistics)) on batch 0, the teacher frozen; with its gradient."""
 
-            def loss(params, stats, images, labels, teacher, outputs, margin):
-                return joint.joint_loss(
-                    params, stats, images, labels, networks=self.networks, method=method, mix=self.m,
-                    teacher=teacher, teacher_logits=outputs.logits, teacher_features=outputs.features, margin=margin,
-                )  # fmt: skip
+        def loss(params, stats, images, labels, teacher, outputs, margin):
+            return joint.joint_loss(
+                params, stats, images, labels, networks=self.networks, method=method, mix=self.m,
+                teacher=teacher, teacher_logits=outputs.logits, teacher_features=outputs.features, margin=margin,
+            )  # fmt: skip
 
-            self.compiled[method] = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        (value, (terms, stats)), grads = self.compiled[method](
-            params, stats, self.images[0], self.labels[0],
-            self.variables['teacher'], self.teacher_outputs(), self.margin(),
-        )  # fmt: skip
-        return value, terms, stats, grads
+        compiled = jax.jit(jax.value_and_grad(loss, has_aux=True) if gradient else loss)
+        constants = self.variables['teacher'], self.teacher_outputs, self.margin()
+        return lambda params, stats: compiled(params, stats, self.images[0], self.labels[0], *constants)
 
     def train(self, steps: int, teacher_trains: bool = False):
         """(states, reports) of `steps` steps of the trainer's own device step on batches 0, 1, ..."""
@@ -139,13 +129,15 @@ class Golden:
         mesh = jax.make_mesh(
             (1,), (step_lib.AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,)
         )
-        data = P(step_lib.AXIS)
+        data, everywhere = P(step_lib.AXIS), step_lib.replicated(mesh)
+        state, teacher = jax.device_put((state, teacher), everywhere)  # as the first step leaves it: one program
         mapped = jax.jit(
             jax.shard_map(device_step, mesh=mesh, in_specs=(P(), P(), data, data), out_specs=P(), check_vma=False)
         )
         reports = []
         for i in range(steps):
-            state = mapped(state, None if teacher_trains else teacher, self.images[i], self.labels[i])
+            batch = jax.device_put((self.images[i], self.labels[i]), jax.sharding.NamedSharding(mesh, data))
+            state = mapped(state, None if teacher_trains else teacher, *batch)
             reports.append(state.sums)
         return state, reports
 
@@ -153,11 +145,16 @@ class Golden:
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
 def golden(request):
     with jax.enable_x64(True):
-        yield Golden(request.param, jnp.float64)
+        yield golden_in(request.param, jnp.float64)
+
+
+@functools.cache
+def golden_in(path, dtype):
+    return Golden(path, dtype)
 
 
 def test_forward_and_joint_loss(golden):
-    outputs = golden.teacher_outputs()
+    outputs = golden.teacher_outputs
     assert difference(outputs.logits, golden['teacher_logits']) < LOSS
     assert difference(outputs.features.mean(), golden['teacher_feature_mean']) < LOSS
     margin = step_lib.margin(golden.teacher, golden.variables['teacher'])
@@ -175,7 +172,7 @@ def test_forward_and_joint_loss(golden):
     assert difference(trained.logits, golden['student_logits_train']) < LOSS
     assert difference(np.stack([z for z, _ in branches]), golden['branch_logits']) < LOSS
 
-    loss, terms, stats, grads = golden.loss_and_grad(golden.method, *golden.trees())
+    (loss, (terms, stats)), grads = golden.loss(golden.method, gradient=True)(*golden.trees())
     assert difference(loss, golden['loss/joint']) < LOSS
     for i, path in enumerate(golden.paths):
         assert difference(terms[f'ce/{path}'], golden['ce'][i]) < LOSS
@@ -205,15 +202,15 @@ def compare_named(golden, params, stats, prefix):
 
 def test_distillation_baselines(golden):
     hinton = joint.Method(kl_alpha=0.9, kl_temperature=4.0)
-    loss, _, _, grads = golden.loss_and_grad(hinton, *golden.trees())
+    (loss, _), grads = golden.loss(hinton, gradient=True)(*golden.trees())
     assert difference(loss, golden['loss/kl']) < LOSS
     compare_named(golden, {**grads, 'connectors': {}}, None, 'grad_kl/')
 
-    feature_kd = joint.Method(distill_weight=golden.weight)
-    loss, terms, _, _ = golden.loss_and_grad(feature_kd, *golden.trees('path1'))
+    feature_kd = golden.loss(joint.Method(distill_weight=golden.weight))
+    loss, (terms, _) = feature_kd(*golden.trees('path1'))
     assert difference(loss, golden['loss/kd']) < LOSS
     assert difference(terms['distill/student'], golden['distill_kd']) < LOSS
-    loss, _, _, _ = golden.loss_and_grad(feature_kd, *golden.trees())
+    loss, _ = feature_kd(*golden.trees())
     assert difference(loss, golden['loss/ta_released']) < LOSS
 
 
@@ -232,8 +229,8 @@ def test_step_from_scratch(golden):
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_float32(path):
-    golden = Golden(path, jnp.float32)
-    loss, terms, _, _ = golden.loss_and_grad(golden.method, *golden.trees())
+    golden = golden_in(path, jnp.float32)
+    loss, (terms, _) = golden.loss(golden.method)(*golden.trees())
     assert difference(loss, golden['loss/joint']) < 1e-4
     for i, name in enumerate(golden.paths):
         assert difference(terms[f'ce/{name}'], golden['ce'][i]) < 1e-4

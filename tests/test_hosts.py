@@ -30,7 +30,7 @@ SHRINK = [
 
 def start(workdir, data_dir, *args, devices=1) -> subprocess.Popen:
     flags = f'--xla_force_host_platform_device_count={devices}'
-    environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # compiles in half the time
+    environment = {**os.environ, 'XLA_FLAGS': flags}
     command = [sys.executable, '-m', 'jointrd_jax.main', '--config', 'configs/digits.py', '--workdir', str(workdir)]
     command += [f'--config.dataset.data_dir={data_dir}', *SHRINK, *args]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}

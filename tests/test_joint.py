@@ -16,6 +16,7 @@ def test_mixing_weight():
     weights = [float(joint.mixing_weight(epoch, 0.2, 10)) for epoch in (0, 5, 10, 30)]
     np.testing.assert_allclose(weights, [1, 0.6, 0.2, 0.2], rtol=1e-6)
     assert float(joint.mixing_weight(0, 0.2, 0)) == pytest.approx(0.2)
+    assert joint.mixing_weight(jnp.arange(3), 0.2, 0).shape == (3,)
 
 
 @pytest.mark.parametrize('taps', [(3,), (0, 2, 4, 7), (2, 4, 6)])
@@ -59,13 +60,15 @@ def test_the_mixture_is_the_weighted_sum_of_its_paths():
     """dL/dP = dCE(student)/dP + m * sum over paths, divided by their number when averaged."""
     taps = (2, 4, 6)
 
-    def grad(method, mix):
-        loss, params, teacher = loss_of(method, mix=mix)
-        return jax.jit(jax.grad(loss))(params, teacher)['student']
+    def gradient(method):
+        """mix -> the student's gradient."""
+        _, params, teacher = loss_of(method)
+        compiled = jax.jit(jax.grad(lambda params, mix: loss_of(method, mix=mix)[0](params, teacher)))
+        return lambda mix: compiled(params, mix)['student']
 
-    alone = grad(joint.Method(), 1.0)
-    zero, half, full = (grad(joint.Method(taps), mix) for mix in (0.0, 0.5, 1.0))
-    averaged = grad(joint.Method(taps, average_paths=True), 0.5)
+    alone = gradient(joint.Method())(1.0)
+    zero, half, full = map(gradient(joint.Method(taps)), (0.0, 0.5, 1.0))
+    averaged = gradient(joint.Method(taps, average_paths=True))(0.5)
 
     def same(a, b):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), a, b)

@@ -41,12 +41,12 @@ def test_stopped_and_continued(procedure, teacher, tmp_path, quiet):
     assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
 
 
-@pytest.mark.skipif(not LONG, reason='long form')
 def test_stopped_at_every_step(tmp_path, quiet):
-    config = small_config(epochs=1, batch_size=128)
+    config = small_config(epochs=1, batch_size=128 if LONG else 320)
     train.run(config, tmp_path / 'undisturbed', quiet)
-    _, stops = run_with_stops(config, tmp_path / 'stopped', *range(1, 11))
-    assert stops == 10
+    steps = range(1, 11 if LONG else 5)
+    _, stops = run_with_stops(config, tmp_path / 'stopped', *steps)
+    assert stops == len(steps)
     assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 
-import jax
 import numpy as np
 import pytest
 import real_data
@@ -10,14 +9,6 @@ from conftest import ROOT, tiny_config
 
 from jointrd_jax import runs, train
 from jointrd_jax.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """These runs take a few steps each; most of their time would be the compiler's."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def finetune_config(run, root):

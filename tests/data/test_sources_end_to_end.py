@@ -1,19 +1,10 @@
 """Training runs on every kind of source, and a run that is cut off in the middle of an epoch."""
 
-import jax
 import pytest
 import real_data
 
 from jointrd_jax import train
 from jointrd_jax.progress import Reporter
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """These runs take a few steps each; most of their time would be the compiler's."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def config(kind, root, **fields):

@@ -1,0 +1,206 @@
+"""The joint step in PyTorch beside ours: same networks, shapes and terms, timed alternately where both are installed.
+
+    python benchmarks/torch_jointrd.py [--shapes=18:32:32,50:224:256] [--procedures=plain,jointrd] [--out=FILE]
+
+Two PyTorch forms, both this file's own code: `eager`, float32 as a plain training script runs it, and `best`,
+torch.compile, channels_last and on a GPU bfloat16 autocast with CUDA graphs. Options are those of
+`python -m jointrd_jax.benchmark`; a GPU needs XLA_PYTHON_CLIENT_PREALLOCATE=false, so that both find memory.
+"""
+
+import itertools
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+
+import jax
+import torch
+import torch.nn.functional as F
+from absl import app, flags
+from torch import nn
+
+from jointrd_jax import benchmark
+
+FORMS = ('eager', 'best')
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def conv_bn(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))
+
+
+class Block(nn.Module):
+    """ReLU, convolutions, optional shortcut, as `models.Block`."""
+
+    def __init__(self, inputs: int, channels: int, stride: int, bottleneck: bool, residual: bool):
+        super().__init__()
+        outputs = channels * (4 if bottleneck else 1)
+        if bottleneck:
+            layers = [(inputs, channels, 1, 1), (channels, channels, 3, stride), (channels, outputs, 1, 1)]
+        else:
+            layers = [(inputs, channels, 3, stride), (channels, outputs, 3, 1)]
+        self.layers = nn.ModuleList(conv_bn(*layer) for layer in layers)
+        self.residual = residual
+        self.projection = conv_bn(inputs, outputs, 1, stride) if residual and inputs != outputs else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(x)
+        h = x
+        for i, layer in enumerate(self.layers):
+            h = layer(F.relu(h) if i else h)
+        if not self.residual:
+            return h
+        return h + (x if self.projection is None else self.projection(x))
+
+
+class Network(nn.Module):
+    """The staged network; `tail` runs the blocks from a boundary on."""
+
+    def __init__(self, stage_sizes, bottleneck: bool, width: int, classes: int, stem_kind: str, residual: bool):
+        super().__init__()
+        large = stem_kind == 'imagenet'
+        self.stem = conv_bn(3, width, 7 if large else 3, 2 if large else 1)
+        self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+        self.blocks, inputs = nn.ModuleList(), width
+        for stage, size in enumerate(stage_sizes):
+            for block in range(size):
+                channels, stride = width * 2**stage, 2 if stage and not block else 1
+                self.blocks.append(Block(inputs, channels, stride, bottleneck, residual))
+                inputs = channels * (4 if bottleneck else 1)
+        self.head = nn.Linear(inputs, classes)
+        self.features = inputs
+
+    def tail(self, h: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        for block in self.blocks[start:]:
+            h = block(h)
+        return self.head(F.relu(h).mean((2, 3))), h
+
+    def forward(self, x: torch.Tensor, taps: tuple[int, ...] = ()):
+        h, tapped = self.pool(self.stem(x)), []
+        for i, block in enumerate(self.blocks):
+            if i in taps:
+                tapped.append(h)
+            h = block(h)
+        return self.head(F.relu(h).mean((2, 3))), h, tapped
+
+
+def distance(f: torch.Tensor, target: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
+    """The margin-ReLU distance, as `losses.margin_distillation`."""
+    target = torch.maximum(target, margin.view(1, -1, 1, 1))
+    useful = (f > target) | (target > 0)
+    return ((f - target).float() ** 2 * useful).sum() / f.shape[0]
+
+
+class Loss(nn.Module):
+    """The loss of one procedure on a batch; its parameters are what the optimiser updates."""
+
+    def __init__(self, student: Network, teacher: Network | None, taps: tuple[int, ...], weight: float):
+        super().__init__()
+        self.student, self.taps, self.weight = student, taps, weight
+        self.frozen = [teacher]  # in a list: its parameters are not this module's
+        paths = len(taps) + 1 if weight else 0
+        self.connectors = nn.ModuleList(conv_bn(student.features, student.features, 1, 1) for _ in range(paths))
+        self.register_buffer('margin', torch.full((student.features,), -0.4))
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        teacher = self.frozen[0]
+        logits, features, tapped = self.student(images, self.taps)
+        paths = [teacher.tail(h, tap) for h, tap in zip(tapped, self.taps)] + [(logits, features)]
+        loss = sum(F.cross_entropy(z.float(), labels) for z, _ in paths)
+        if self.weight:
+            with torch.no_grad():
+                target = teacher(images)[1]
+            for connector, (_, f) in zip(self.connectors, paths):
+                loss = loss + self.weight * distance(connector(f), target, self.margin)
+        return loss / len(paths)
+
+
+class Stepper:
+    """A PyTorch training step for a task of our benchmark, timed as `benchmark.Stepper` is."""
+
+    def __init__(self, task: benchmark.Task, form: str):
+        ours, method = task.networks.student, task.method
+
+        def network(residual: bool) -> Network:
+            made = Network(
+                ours.stage_sizes, ours.bottleneck, ours.width, ours.num_classes, ours.stem_kind, residual
+            ).to(DEVICE)
+            return made.to(memory_format=torch.channels_last) if form == 'best' else made
+
+        teacher = None
+        if task.networks.teacher:
+            teacher = network(True).eval().requires_grad_(False)
+        self.loss = Loss(network(ours.shortcuts == 'all'), teacher, method.taps, method.distill_weight).to(DEVICE)
+        self.optimizer = torch.optim.SGD(
+            self.loss.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=form == 'best'
+        )
+        self.forward, self.half, self.best = self.loss, False, form == 'best'
+        if self.best:
+            self.half = DEVICE.type == 'cuda'
+            self.forward = torch.compile(self.loss, mode='reduce-overhead' if self.half else None)
+        self.images = torch.as_tensor(task.dataset.resident['images']).permute(0, 3, 1, 2).to(DEVICE)
+        self.labels = torch.as_tensor(task.dataset.resident['labels']).long().to(DEVICE)
+        began = time.perf_counter()
+        self(1)
+        self.row = {
+            'shape': task.label, 'procedure': task.procedure, 'form': f'PyTorch {form}',
+            'batch_size': task.batch_size, 'compile_seconds': round(time.perf_counter() - began, 2),
+        }  # fmt: skip
+        self(2)
+        began = time.perf_counter()
+        self(1)
+        self.steps_a_round = max(1, round(benchmark.ROUND_SECONDS / (time.perf_counter() - began)))
+        self.seconds = []
+
+    def __call__(self, steps: int) -> None:
+        for _ in range(steps):
+            images = self.images.float() / 255 - 0.5
+            if self.best:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.half):
+                loss = self.forward(images, self.labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+        if DEVICE.type == 'cuda':
+            torch.cuda.synchronize()
+
+    round = benchmark.Stepper.round
+
+
+def main(*_) -> None:
+    jax.config.update('jax_enable_compilation_cache', False)
+    torch.manual_seed(0)
+    shapes = benchmark.SHAPES.value or (
+        benchmark.CPU_SHAPES if jax.default_backend() == 'cpu' else benchmark.GPU_SHAPES
+    )
+    devices = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+    rows = []
+    for shape in shapes.split(','):
+        for task in benchmark.synthetic_tasks(shape, benchmark.PROCEDURE_LIST.value.split(',')):
+            steppers = [benchmark.Stepper(task, devices), *(Stepper(task, form) for form in FORMS)]
+            steppers[0].row['form'] = 'ours'
+            for _, stepper in itertools.product(range(benchmark.ROUNDS.value), steppers):
+                stepper.round()
+            for stepper in steppers:
+                pairs = zip(steppers[0].seconds, stepper.seconds)
+                rows.append({
+                    **stepper.row,
+                    'step_ms': round(1e3 * statistics.median(stepper.seconds), 3),
+                    'images_per_second': round(task.batch_size / statistics.median(stepper.seconds), 1),
+                    'time_to_ours': round(statistics.median(theirs / own for own, theirs in pairs), 3),
+                })  # fmt: skip
+                print({k: rows[-1].get(k) for k in ('shape', 'procedure', 'form', 'compile_seconds', 'step_ms',
+                                                    'images_per_second', 'time_to_ours')}, flush=True)  # fmt: skip
+    versions = {'jax': jax.__version__, 'torch': torch.__version__}
+    result = {'device': jax.devices()[0].device_kind, 'versions': versions, 'rows': rows}
+    if benchmark.OUT.value:
+        Path(benchmark.OUT.value).write_text(json.dumps(result, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    flags.FLAGS['procedures'].value = 'plain,jointrd'
+    app.run(main)

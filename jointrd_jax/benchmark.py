@@ -1,0 +1,343 @@
+"""How fast a training step is, beside what its arithmetic costs and what the machine can do.
+
+    python -m jointrd_jax.benchmark [--shapes=18:32:128,50:224:256] [--procedures=plain,jointrd] [--out=FILE]
+    python -m jointrd_jax.benchmark --config configs/digits.py [--config.field=value ...]
+
+Without a config the images are synthetic and nothing is imported beyond jax, flax, optax, absl and the step
+itself. Programs are compiled anew (no cache); steps of the procedures alternate, so that a machine that is
+slow for a while is slow for all of them. One device.
+"""
+
+import itertools
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from jointrd_jax import joint, models, runtime, step as step_lib
+from jointrd_jax.errors import UserError, choice_error
+from jointrd_jax.joint import Method
+from jointrd_jax.step import AXIS
+
+EVALUATE = 'evaluate'
+PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', EVALUATE)
+GPU_SHAPES, CPU_SHAPES = '18:32:128,18:32:512,34:224:256,50:224:256', '18:32:32,34:32:32,50:32:32'
+ROUND_SECONDS = 0.5
+
+SHAPES = flags.DEFINE_string('shapes', '', f'DEPTH:PIXELS:BATCH, ...; by default {GPU_SHAPES}, on a CPU {CPU_SHAPES}.')
+PROCEDURE_LIST = flags.DEFINE_string('procedures', 'resnet,plain,jointrd', f'Of {", ".join(PROCEDURES)}.')
+WIDTH = flags.DEFINE_integer('width', 0, 'Channels of the first stage; by default 64, on a CPU 16.', lower_bound=0)
+DTYPE = flags.DEFINE_enum('dtype', '', ['', 'float32', 'bfloat16'], 'By default bfloat16, on a CPU float32.')
+DISTILL = flags.DEFINE_float('distill_weight', 1e-3, 'Of margin distillation, in the procedures that have it.')
+REMAT = flags.DEFINE_bool('remat', False, 'Compute blocks anew in the backward pass.')
+ROUNDS = flags.DEFINE_integer('rounds', 9, 'How many times the procedures alternate.', lower_bound=1)
+OUT = flags.DEFINE_string('out', '', 'Also write the figures there, as JSON.')
+
+
+class Task(NamedTuple):
+    """What is timed: one procedure on networks, images and an optimiser."""
+
+    procedure: str
+    networks: joint.Networks
+    method: Method
+    dataset: Any
+    batch: dict[str, np.ndarray]
+    optimizer: optax.GradientTransformation
+    label: str
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.batch['mask'])
+
+
+class Synthetic:
+    """Random uint8 images on the device; what the step asks of a `data.Dataset`."""
+
+    def __init__(self, pixels: int, batch_size: int, num_classes: int):
+        random = np.random.default_rng(0)
+        self.image_shape = (pixels, pixels, 3)
+        self.resident = {
+            'images': random.integers(0, 256, (batch_size, *self.image_shape), np.uint8),
+            'labels': random.integers(0, num_classes, batch_size, np.int32),
+        }
+
+    def fetch(self, resident: Any, batch: Any, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        images = resident['images'][batch['index']].astype(jnp.float32) / 255 - 0.5
+        return images, resident['labels'][batch['index']]
+
+
+def indices(batch_size: int) -> dict[str, np.ndarray]:
+    return {'index': np.arange(batch_size, dtype=np.int32), 'mask': np.ones(batch_size, bool)}
+
+
+def synthetic_tasks(shape: str, procedures: Sequence[str]) -> list[Task]:
+    """The tasks of one DEPTH:PIXELS:BATCH.
+
+    Raises:
+      UserError: `shape` or a procedure is not one.
+    """
+    try:
+        depth, pixels, batch_size = map(int, shape.split(':'))
+    except ValueError:
+        raise UserError(f'--shapes: {shape!r} is not DEPTH:PIXELS:BATCH, such as 18:32:128') from None
+    on_cpu, small = jax.default_backend() == 'cpu', pixels < 100
+    settings = dict(
+        width=WIDTH.value or (16 if on_cpu else 64),
+        num_classes=100 if small else 1000,
+        stem_kind='cifar' if small else 'imagenet',
+        dtype=jnp.dtype(DTYPE.value or ('float32' if on_cpu else 'bfloat16')),
+        remat=REMAT.value,
+    )
+    resnet, plain = (models.create(f'{family}{depth}', **settings) for family in ('resnet', 'plain'))
+    weight = DISTILL.value
+    methods = {
+        'jointrd': Method(plain.stage_ends[:-1], weight, average_paths=True),
+        'jointrd_scratch': Method(plain.stage_ends[:-1], weight, average_paths=True),
+        'feature_kd': Method(distill_weight=weight),
+        'logit_kd': Method(kl_alpha=0.9),
+    }
+    dataset = Synthetic(pixels, batch_size, settings['num_classes'])
+    optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9, nesterov=True))
+    tasks = []
+    for procedure in procedures:
+        if procedure not in PROCEDURES:
+            raise choice_error('procedure', procedure, PROCEDURES)
+        method, student = methods.get(procedure, Method()), resnet if procedure == 'resnet' else plain
+        teacher = resnet if method.needs_teacher else None
+        networks = step_lib.networks_for(student, teacher, method)
+        tasks.append(Task(procedure, networks, method, dataset, indices(batch_size), optimizer, shape))
+    return tasks
+
+
+def config_tasks(config: Any, procedures: Sequence[str]) -> list[Task]:
+    """The tasks of a config, on its own data."""
+    from jointrd_jax import build, config as config_lib, data
+
+    tasks = []
+    for procedure in procedures:
+        config.procedure = 'plain' if procedure == EVALUATE else procedure
+        config_lib.validate(config)
+        dataset = data.load(config)
+        student = build.student(config, len(dataset.classes), AXIS)
+        method = build.method(config, student)
+        teacher = build.resnet(config, len(dataset.classes), AXIS) if method.needs_teacher else None
+        optimizer = build.optimizer(config, build.learning_rate(config, dataset.train_size // config.batch_size))
+        batch = next(iter(dataset.train_batches(0)))
+        batch['mask'] = np.ones(config.batch_size, bool)
+        networks = step_lib.networks_for(student, teacher, method)
+        tasks.append(Task(procedure, networks, method, dataset, batch, optimizer, config.dataset.name))
+    return tasks
+
+
+def program(task: Task, devices: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
+    """The jitted step of a task, the state that it changes (None: none) and its other arguments."""
+    trains_teacher, networks = task.procedure == 'jointrd_scratch', task.networks
+    everywhere = step_lib.replicated(devices)
+    key, shape = jax.random.key(0), task.dataset.image_shape
+    resident = step_lib.replicate(task.dataset.resident, devices)
+    batch = jax.device_put(task.batch, NamedSharding(devices, P(AXIS)))
+
+    def initial():
+        return step_lib.initial_state(key, networks, task.method, shape, task.optimizer, trains_teacher)
+
+    state = runtime.jit_once(initial, out_shardings=everywhere)()
+    if task.procedure == EVALUATE:
+        return step_lib.make_eval_step(task.dataset, networks, ()), None, (state.student, None, resident, batch)
+    frozen = None
+    if networks.teacher and not trains_teacher:
+        teacher = networks.teacher.initialise(key, shape)
+        margin = step_lib.margin(networks.teacher, teacher) if task.method.distill_weight else None
+        frozen = step_lib.replicate({'variables': teacher, 'margin': margin}, devices)
+    device_step = step_lib.make_device_step(
+        networks, task.method, task.optimizer, 1000, lambda epoch: jnp.float32(1), task.method.num_paths
+    )
+    return step_lib.make_train_step(task.dataset, device_step, 0, devices), state, (frozen, resident, batch)
+
+
+class Stepper:
+    """A compiled step with its state, and what the compiler says of it."""
+
+    def __init__(self, task: Task, devices: jax.sharding.Mesh):
+        function, self.state, self.arguments = program(task, devices)
+        self.has_state = self.state is not None
+        began = time.perf_counter()
+        lowered = function.lower(*([self.state] if self.has_state else []), *self.arguments)
+        traced = time.perf_counter()
+        self.compiled = lowered.compile()
+        self.row = {
+            'shape': task.label,
+            'procedure': task.procedure,
+            'batch_size': task.batch_size,
+            'trace_seconds': round(traced - began, 2),
+            'compile_seconds': round(time.perf_counter() - traced, 2),
+            'flops': first(lowered.cost_analysis()).get('flops'),  # before convolutions become library calls
+            'bytes': first(self.compiled.cost_analysis()).get('bytes accessed'),
+            'memory_bytes': memory(self.compiled),
+        }
+        self(2)
+        began = time.perf_counter()
+        self(1)
+        self.steps_a_round = max(1, round(ROUND_SECONDS / (time.perf_counter() - began)))
+        self.seconds = []
+
+    def __call__(self, steps: int) -> None:
+        result = None
+        for _ in range(steps):
+            if self.has_state:
+                self.state, result = self.compiled(self.state, *self.arguments)
+            else:
+                result = self.compiled(*self.arguments)
+        jax.block_until_ready((self.state, result))
+
+    def round(self) -> None:
+        began = time.perf_counter()
+        self(self.steps_a_round)
+        self.seconds.append((time.perf_counter() - began) / self.steps_a_round)
+
+
+def first(analysis: Any) -> dict[str, float]:
+    """XLA's cost analysis, which comes as a dict or a list of one."""
+    return (analysis[0] if isinstance(analysis, (list, tuple)) and analysis else analysis) or {}
+
+
+def memory(compiled: Any) -> int | None:
+    """Peak device memory of a program in bytes: its arguments, results and temporaries."""
+    try:
+        m = compiled.memory_analysis()
+        return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+    except (AttributeError, NotImplementedError, TypeError):  # not every backend tells
+        return None
+
+
+def best_time(function: Callable, *arguments: Any, rounds: int = 7) -> float:
+    """Seconds of the fastest call: what the machine can do."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def machine_peak(dtype: jnp.dtype) -> dict[str, float]:
+    """FLOP/s of a square matrix product in `dtype` and bytes/s of a copy, of this machine as it is now."""
+    on_cpu = jax.default_backend() == 'cpu'
+    n, values = (2048, 2**25) if on_cpu else (8192, 2**28)
+    a = jnp.ones((n, n), dtype)
+    product = best_time(jax.jit(jnp.matmul), a, a)
+    copied = best_time(jax.jit(lambda x: x + 1), jnp.ones(values, jnp.float32))
+    return {'flops_per_second': 2 * n**3 / product, 'bytes_per_second': 8 * values / copied}
+
+
+def finish(rows: list[dict[str, Any]], peak: dict[str, float]) -> None:
+    """Add what follows from the times: rates, shares of the machine's peak, ratios to the plain step."""
+    plain = {row['shape']: row for row in rows if row['procedure'] == 'plain'}
+    for row in rows:
+        seconds, flops, traffic = row['step_ms'] / 1e3, row['flops'], row['bytes']
+        row['images_per_second'] = round(row['batch_size'] / seconds, 1)
+        if flops and flops > 0:
+            row['flops_per_second'] = flops / seconds
+            row['share_of_peak'] = round(flops / seconds / peak['flops_per_second'], 3)
+            limit = max(flops / peak['flops_per_second'], (traffic or 0) / peak['bytes_per_second'])
+            row['share_of_roofline'] = round(limit / seconds, 3)
+        base = plain.get(row['shape'])
+        if base and row['procedure'] != EVALUATE:
+            row['time_to_plain'] = round(statistics.median(a / b for a, b in zip(row['rounds'], base['rounds'])), 3)
+            row['flops_to_plain'] = round(flops / base['flops'], 3) if flops and base['flops'] else None
+
+
+COLUMNS = {
+    'shape': 'shape', 'procedure': 'procedure', 'compile_seconds': 'compile s', 'step_ms': 'step ms',
+    'spread_ms': 'quartiles', 'images_per_second': 'images/s', 'time_to_plain': 'time/plain',
+    'flops_to_plain': 'flops/plain', 'share_of_peak': 'of peak', 'share_of_roofline': 'of roofline',
+    'memory_bytes': 'memory MB',
+}  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    def cell(row: dict[str, Any], name: str) -> str:
+        value = row.get(name)
+        if value is None:
+            return '-'
+        if name == 'memory_bytes':
+            return f'{value / 1e6:.0f}'
+        return '-'.join(map(str, value)) if isinstance(value, list) else str(value)
+
+    lines = [list(COLUMNS.values()), *([cell(row, name) for name in COLUMNS] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return '\n'.join('  '.join(text.rjust(width) for text, width in zip(line, widths)) for line in lines)
+
+
+def measure(groups: Iterator[list[Task]], rounds: int) -> dict[str, Any]:
+    """Time the tasks of each group alternately, group by group; the figures as JSON values."""
+    devices = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+    rows, dtype = [], None
+    for tasks in groups:
+        steppers = [Stepper(task, devices) for task in tasks]
+        dtype = tasks[0].networks.student.dtype
+        for _, stepper in itertools.product(range(rounds), steppers):
+            stepper.round()
+        for stepper in steppers:
+            ms = [round(1e3 * seconds, 3) for seconds in stepper.seconds]
+            quartiles = statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3
+            spread = [round(quartiles[0], 3), round(quartiles[2], 3)]
+            rows.append({**stepper.row, 'step_ms': statistics.median(ms), 'spread_ms': spread, 'rounds': ms})
+    peak = machine_peak(dtype)
+    finish(rows, peak)
+    return {
+        'device': jax.devices()[0].device_kind,
+        'cores': os.cpu_count(),
+        'dtype': str(np.dtype(dtype)),
+        'versions': {'jax': jax.__version__},
+        'xla_flags': os.environ.get('XLA_FLAGS', ''),
+        'peak': {name: float(f'{value:.4g}') for name, value in peak.items()},
+        'rows': rows,
+    }
+
+
+def main(*_: str) -> None:
+    jax.config.update('jax_enable_compilation_cache', False)
+    procedures = PROCEDURE_LIST.value.split(',')
+    if CONFIG is not None and CONFIG.value is not None:
+        groups = iter([config_tasks(CONFIG.value, procedures)])
+    else:
+        shapes = SHAPES.value or (CPU_SHAPES if jax.default_backend() == 'cpu' else GPU_SHAPES)
+        groups = (synthetic_tasks(shape, procedures) for shape in shapes.split(','))
+    if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
+        raise UserError(f'--out: the directory of {OUT.value} does not exist')
+    result = measure(groups, ROUNDS.value)
+    peak = result['peak']
+    print(
+        f'{result["device"]}, jax {jax.__version__}, {result["dtype"]}; matrix product '
+        f'{peak["flops_per_second"] / 1e12:.3g} TFLOP/s, copy {peak["bytes_per_second"] / 1e9:.3g} GB/s'
+    )
+    print(table(result['rows']))
+    if OUT.value:
+        Path(OUT.value).write_text(json.dumps(result, indent=2) + '\n')
+
+
+try:
+    from ml_collections import config_flags
+except ImportError:  # a machine to measure on may have jax and flax alone
+    CONFIG = None
+else:
+    CONFIG = config_flags.DEFINE_config_file('config', None, 'A recipe, on its own data, with its own procedures.')
+
+if __name__ == '__main__':
+    if CONFIG is None:
+        app.run(main)
+    else:
+        from jointrd_jax import cli
+
+        cli.run(main)
