@@ -314,7 +314,7 @@ class Network(nn.Module):
         return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
 
     def initialise(self, key: jax.Array, image_shape: Sequence[int]) -> Variables:
-        """Fresh {'params', 'batch_stats'} for images of `image_shape` [H, W, C]."""
+        """Fresh {'params', 'batch_stats'} for images of `image_shape` [H, W, C]; `init` is for use inside a jit."""
         return jit_once(self.init)(key, jnp.zeros((1, *image_shape), jnp.float32))
 
 

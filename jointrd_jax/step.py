@@ -295,11 +295,11 @@ def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]
     @jax.jit
     def eval_step(student: Variables, teacher: Variables | None, resident: Tree, batch: Tree) -> Tree:
         images, labels = dataset.fetch(resident, batch, None)
-        outputs = networks.student.apply(student, images, taps=taps) if student else None
-        logits = {STUDENT: outputs.logits} if student else {}
+        outputs = networks.student.apply(student, images, taps=taps)
+        logits = {STUDENT: outputs.logits}
         if teacher:
             logits['teacher'] = networks.teacher.apply(teacher, images).logits
-            if taps and student:
+            if taps:
                 paths = joint.residual_paths(networks.teacher, teacher, outputs.taps, taps)
                 logits |= {name: z for name, (z, _) in zip(joint.path_names(taps), paths)}
         return {name: counts(z, labels, batch['mask']) for name, z in logits.items()}, batch['mask'].sum()

@@ -3,13 +3,13 @@
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import (
     build,
@@ -25,18 +25,19 @@ from jointrd_jax import (
     runtime,
     signals,
     step as step_lib,
+    teacher as teacher_lib,
     trackers,
-    weights,
 )
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import Interrupted, UserError
+from jointrd_jax.evaluation import evaluate, put
 from jointrd_jax.joint import Method, Networks
 from jointrd_jax.models import Network, Variables
 from jointrd_jax.progress import Reporter
 from jointrd_jax.step import AXIS, TrainState
+from jointrd_jax.teacher import Teacher
 
-TEACHER_TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
 
@@ -46,16 +47,6 @@ class Diverged(Exception):
     def __init__(self, step: int, term: str):
         super().__init__(f'{term} is not finite at step {step}')
         self.fault = {'step': step, 'term': term}
-
-
-class Teacher(NamedTuple):
-    """A frozen teacher: its network and variables, the run it came from, its top-1 here (percent)."""
-
-    network: Network
-    variables: Variables
-    origin: str
-    digest: str
-    top1: float
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -173,76 +164,27 @@ class Trainer:
         train_step = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices)
         return self.reporter.first_call('compiling the training step', train_step)
 
-    # The teacher.
-
     def find_teacher(self, student: Network) -> Teacher:
-        """The frozen teacher: trained first if no run is named, checked against the student and its own record."""
+        """The frozen teacher, trained first if no run is named, and evaluated here."""
         path = Path(self.config.teacher.path) if self.config.teacher.path else self.workdir / 'teacher'
         if not self.config.teacher.path and runs.read_summary(path) is None:
-            config = self.config.copy_and_resolve_references()
-            config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
             self.reporter.say(f'training the teacher first, in {path}')
-            run(config, path, self.reporter.child('teacher'))
-        if weights.is_weight_file(path):
-            network, variables, about = weights.load(path, build.resnet(self.config, len(self.dataset.classes)),
-                                                     self.dataset.image_shape[-1])  # fmt: skip
-            found = runs.Run(path, self.config, network, variables, about or as_config(self.dataset), {})
-        else:
-            found = runs.load(path, self.config.teacher.which)
-        what = f'teacher {path}'
-        if found.summary is None:
-            raise UserError(f'{what} is not a finished run: it has no {runs.SUMMARY}; continue its training first')
-        checks.classes(what, found.data['classes'], self.dataset.classes)
-        network = found.network.clone(dtype=student.dtype, remat=student.remat)
-        if self.method.taps or self.method.distill_weight:
-            checks.same(what, network, student, checks.SHAPE_FIELDS)
-        if found.data['image_shape'][-1] != self.dataset.image_shape[-1]:
-            raise UserError(
-                f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {self.dataset.image_shape[-1]}'
-            )
+            run(teacher_lib.recipe(self.config), path, self.reporter.child('teacher'))
+        teacher = teacher_lib.load(self.config, path, self.dataset, student, self.method)
+        eval_step = step_lib.make_eval_step(self.dataset, Networks(teacher.network), ())  # as its own run compiled it
         with self.reporter.waiting('evaluating the teacher'):
-            accuracies = self.evaluate(Networks(network), found.variables, None)  # the program that its run compiled
+            accuracies = self.evaluate(eval_step, teacher.variables)
         if accuracies is None:
             raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
         top1 = accuracies['top1']
-        recorded = found.summary.get(f'{self.config.teacher.which}_top1')
-        same_images = found.summary.get('eval_images') == [self.dataset.name, self.dataset.eval_size]
-        if recorded is not None and same_images and abs(top1 - recorded) > TEACHER_TOLERANCE:
-            raise UserError(
-                f'{what} reaches {top1:.2f} % top-1 here but its summary records {recorded:.2f} %; '
-                'its checkpoint or the data is not what it was'
-            )
+        teacher_lib.check_record(teacher, top1, self.config.teacher.which, self.dataset)
         self.reporter.say(f'teacher {path}: top-1 {top1:.2f} %')
-        return Teacher(network, found.variables, str(path), runs.digest(found.variables), top1)
-
-    # Evaluation.
-
-    def put(self, batch: data.base.Batch) -> dict[str, jax.Array]:
-        """A host's share of a batch as arrays sharded over all devices."""
-        sharding = NamedSharding(self.devices, P(AXIS))
-        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+        return teacher._replace(top1=top1)
 
     def evaluate(
-        self, networks: Networks | None, student: Variables | None, teacher: Variables | None
+        self, eval_step: Callable, student: Variables, teacher: Variables | None = None
     ) -> dict[str, float] | None:
-        """Top-1 and top-5 in percent over every evaluation image: 'top1', 'teacher_top1', 'path1_top1', ...
-
-        None if a stop was asked for meanwhile (on a single host; several finish together).
-        """
-        eval_step = step_lib.make_eval_step(self.dataset, networks, ()) if networks else self.eval_step
-        total, images = {}, 0
-        for batch in self.dataset.eval_batches():
-            if signals.requested() and jax.process_count() == 1:
-                return None
-            counts, number = eval_step(student, teacher, self.resident, self.put(batch))
-            total = {name: total.get(name, 0) + count for name, count in counts.items()}
-            images += number
-        result = {}
-        for name, count in total.items():
-            prefix = '' if name == joint.STUDENT else f'{name}_'
-            for k, correct in zip((1, 5), np.asarray(count)):
-                result[f'{prefix}top{k}'] = round(100 * float(correct) / int(images), 4)
-        return result
+        return evaluate(eval_step, self.dataset, self.resident, self.devices, student, teacher)
 
     # State, and how it is kept.
 
@@ -376,7 +318,7 @@ class Trainer:
             if self.end_epoch(step) and self.is_scheduled(step):  # the run was stopped in this evaluation
                 self.save(checkpoints, step)
             while step < self.total_steps and not self.stop_asked(step):
-                inputs = self.state, self.frozen, self.resident, self.put(next(batches))
+                inputs = self.state, self.frozen, self.resident, put(next(batches), self.devices)
                 if step == 0:
                     self.show_samples(inputs[-1])
                 self.probe.look(step, *inputs)
@@ -468,7 +410,7 @@ class Trainer:
         learned = self.state.learned_teacher
         frozen = self.frozen['variables'] if self.frozen and self.config.eval_hybrids else None
         with self.reporter.waiting('evaluating'):
-            accuracies = self.evaluate(None, self.state.student, learned or frozen)
+            accuracies = self.evaluate(self.eval_step, self.state.student, learned or frozen)
         if accuracies is None:
             return False
         if accuracies['top1'] > self.history['best_top1']:

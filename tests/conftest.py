@@ -1,24 +1,25 @@
 """Strict settings for every test: four CPU devices, rank promotion raises (warnings: see pyproject)."""
 
-import os
-
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
-os.environ['JAX_PLATFORMS'] = 'cpu'
-# Most of the tests' time is compilation. test_main trains with optimised programs, as users do.
-os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
-
-# One compilation cache for the whole run, also for the processes that tests start.
-os.environ.setdefault('JOINTRD_CACHE_DIR', tempfile.mkdtemp(prefix='jointrd-test-cache-'))
 
 import jax
 import pytest
 
 from jointrd_jax import runtime
 from jointrd_jax.progress import Reporter
+
+# Most of the tests' time is compilation. test_main trains with optimised programs, as users do.
+QUICK_FLAGS = '--xla_cpu_use_fusion_emitters=false' if jax.__version__.startswith('0.10.') else ''
+os.environ['XLA_FLAGS'] = f'{QUICK_FLAGS} --xla_force_host_platform_device_count=4'
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+jax.config.update('jax_disable_most_optimizations', True)
+os.environ['JAX_PLATFORMS'] = 'cpu'
+jax.config.update('jax_platforms', 'cpu')
+# One compilation cache for a whole run, also for the processes that tests start.
+os.environ.setdefault('JOINTRD_CACHE_DIR', tempfile.mkdtemp(prefix='jointrd-test-cache-'))
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import QUICK_FLAGS, ROOT
 
 SMALL = ['--shapes=18:8:4', '--width=4', '--rounds=2']
 ONLY_JAX = """
@@ -22,7 +22,7 @@ runpy.run_module('jointrd_jax.benchmark', run_name='__main__')
 
 
 def start(*arguments):
-    environment = {**os.environ, 'XLA_FLAGS': ''}
+    environment = {**os.environ, 'XLA_FLAGS': QUICK_FLAGS}
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )

@@ -66,8 +66,8 @@ def test_taps():
 
 
 def test_per_block_shortcuts_and_procedures():
-    config = tiny_config(model__shortcuts='none,all,none,projection')
-    assert build.student(config, 10).shortcuts == ('none', 'all', 'none', 'projection')
+    config = tiny_config(model__shortcuts='none,all,projection')
+    assert build.student(config, 10).shortcuts == ('none', 'all', 'projection')
     config.procedure, config.model.dirac = 'resnet', True
     network = build.student(config, 10)
     assert network.shortcuts == 'all' and network.dirac is False

@@ -14,14 +14,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import QUICK_FLAGS, ROOT
 
 from jointrd_jax import config as config_lib
 
 PAGES = sorted(path for path in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')] if path.exists())
 SHRINK = [
     '--config.epochs=1',
-    '--config.model.stage_sizes=1,1,1',
+    '--config.model.stage_sizes=1,1',
     '--config.model.width=4',
     '--config.batch_size=256',
 ]
@@ -57,7 +57,12 @@ def clone(tmp_path_factory):
 @functools.cache
 def run(command, root):
     """Run a command once, however many pages print it."""
-    environment = {**os.environ, 'PATH': f'{root}/bin:{os.environ["PATH"]}', 'PYTHONPATH': str(root), 'XLA_FLAGS': ''}
+    environment = {
+        **os.environ,
+        'PATH': f'{root}/bin:{os.environ["PATH"]}',
+        'PYTHONPATH': str(root),
+        'XLA_FLAGS': QUICK_FLAGS,
+    }
     return subprocess.run(
         ['bash', '-euc', command], cwd=root, env=environment, capture_output=True, text=True, timeout=1200
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import QUICK_FLAGS, ROOT
 from faults import LONG, Stopping, outcome, small_config, stop
 
 from jointrd_jax import errors, files, runs, signals, train
@@ -33,7 +33,7 @@ def command():
             subprocess.Popen(
                 [sys.executable, '-m', 'jointrd_jax.main', '--config=configs/digits.py', f'--workdir={workdir}',
                  *(f'--config.{override}' for override in small), *flags],
-                cwd=ROOT, env={**os.environ, 'XLA_FLAGS': ''}, text=True,
+                cwd=ROOT, env={**os.environ, 'XLA_FLAGS': QUICK_FLAGS}, text=True,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             )
         )  # fmt: skip

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import QUICK_FLAGS, ROOT
 
 from jointrd_jax import hosts, runs, train
 from jointrd_jax.errors import UserError
@@ -29,7 +29,7 @@ SHRINK = [
 
 
 def start(workdir, data_dir, *args, devices=1) -> subprocess.Popen:
-    flags = f'--xla_force_host_platform_device_count={devices}'
+    flags = f'{QUICK_FLAGS} --xla_force_host_platform_device_count={devices}'
     environment = {**os.environ, 'XLA_FLAGS': flags}
     command = [sys.executable, '-m', 'jointrd_jax.main', '--config', 'configs/digits.py', '--workdir', str(workdir)]
     command += [f'--config.dataset.data_dir={data_dir}', *SHRINK, *args]

@@ -36,15 +36,17 @@ def test_batched_paths_equal_spliced_networks(taps):
         np.testing.assert_allclose(features, outputs.features, rtol=1e-4, atol=1e-4)
 
 
-def loss_of(method, **kwargs):
+def loss_of(method, num_paths=None):
+    """(loss of (params, teacher, mix), params, teacher)."""
     p, r = random_variables(STUDENT, 0), random_variables(TEACHER, 1)
     networks = joint.Networks(STUDENT, TEACHER, models.Connectors())
     params, stats = {'student': p['params']}, {'student': p['batch_stats']}
 
-    def loss(params, teacher):
+    def loss(params, teacher, mix=1.0):
         return joint.joint_loss(
-            params, stats, IMAGES, LABELS, networks=networks, method=method, teacher=teacher, **kwargs
-        )[0]
+            params, stats, IMAGES, LABELS,
+            networks=networks, method=method, mix=mix, teacher=teacher, num_paths=num_paths,
+        )[0]  # fmt: skip
 
     return loss, params, r
 
@@ -62,9 +64,9 @@ def test_the_mixture_is_the_weighted_sum_of_its_paths():
 
     def gradient(method):
         """mix -> the student's gradient."""
-        _, params, teacher = loss_of(method)
-        compiled = jax.jit(jax.grad(lambda params, mix: loss_of(method, mix=mix)[0](params, teacher)))
-        return lambda mix: compiled(params, mix)['student']
+        loss, params, teacher = loss_of(method)
+        compiled = jax.jit(jax.grad(loss))
+        return lambda mix: compiled(params, teacher, mix)['student']
 
     alone = gradient(joint.Method())(1.0)
     zero, half, full = map(gradient(joint.Method(taps)), (0.0, 0.5, 1.0))
@@ -85,9 +87,9 @@ def test_the_mixture_is_the_weighted_sum_of_its_paths():
 
 def test_without_mixing_keeps_the_divisor():
     method = joint.Method((2, 4, 6), average_paths=True)
-    with_paths, params, teacher = loss_of(method, mix=0.0)
+    with_paths, params, teacher = loss_of(method)
     without, _, _ = loss_of(method.without_mixing(), num_paths=method.num_paths)
-    np.testing.assert_allclose(jax.jit(without)(params, teacher), jax.jit(with_paths)(params, teacher), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(without)(params, teacher), jax.jit(with_paths)(params, teacher, 0.0), rtol=1e-5)
 
 
 def convolutions(function, *args) -> int:

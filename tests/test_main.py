@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import QUICK_FLAGS, ROOT
 
-SHRINK = ['--config.epochs=1', '--config.model.stage_sizes=1,1,1', '--config.model.width=4']
+SHRINK = ['--config.epochs=1', '--config.model.stage_sizes=1,1', '--config.model.width=4']
 
 
 def command(module, *args, env=None):
-    environment = {**os.environ, 'XLA_FLAGS': '', **(env or {})}
+    environment = {**os.environ, 'XLA_FLAGS': QUICK_FLAGS, **(env or {})}
     return subprocess.run(
         [sys.executable, '-W', 'error::DeprecationWarning:jointrd_jax', '-m', f'jointrd_jax.{module}', *args],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
@@ -20,7 +20,7 @@ def command(module, *args, env=None):
 
 
 def test_main_trains(tmp_path):
-    optimised = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'}  # as a user runs it, unlike all other tests
+    optimised = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': ''}  # as a user runs it, unlike all other tests
     done = command('main', '--config', 'configs/digits.py', '--workdir', str(tmp_path / 'run'), *SHRINK, env=optimised)
     assert done.returncode == 0, done.stderr
     assert 'training the teacher first' in done.stdout and 'finished' in done.stdout

@@ -66,7 +66,7 @@ def test_it_shows_every_part(report, watched_run):
     assert f'{summary["last_top1"]:.2f}' in shown.text and f'{summary["teacher_top1"]:.2f}' in shown.text
     assert f'reaches {summary["last_top1"]:.1f} % by JointRD' in shown.text
     for part in ('Result', 'procedure', 'Curves', 'Mixing weight', 'The hybrids', 'path1: 1 blocks plain',
-                 "the teacher's share of each stage's gradient", 'through the teacher', 'stage4: gradient norm',
+                 "the teacher's share of each stage's gradient", 'through the teacher', 'stage3: gradient norm',
                  'What it gets wrong', '% sure', 'network.onnx', '48.8 KiB', '2.0e-07',
                  'Not made from the last weights'):  # fmt: skip
         assert part in shown.text, part

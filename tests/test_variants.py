@@ -42,14 +42,14 @@ def test_values_of_every_field_can_be_written():
 def test_ablation(tmp_path, watched_run):
     config = tiny_config(epochs=1, batch_size=256)
     config.teacher.path = str(watched_run / 'teacher')
-    variants = {'eta0': {'mix.eta': 0.0}, 'stage3': {'mix.taps': (3,)}}
+    variants = {'eta0': {'mix.eta': 0.0}, 'stage2': {'mix.taps': (2,)}}
     result = compare.run(config, tmp_path, [0], ('jointrd',), variants, with_report=True)
-    assert list(result) == ['jointrd/eta0', 'jointrd/stage3']
-    assert result['jointrd/stage3']['runs'][0]['taps'] == [3]
+    assert list(result) == ['jointrd/eta0', 'jointrd/stage2']
+    assert result['jointrd/stage2']['runs'][0]['taps'] == [2]
     kept = runs.read_config(tmp_path / 'jointrd' / 'eta0' / 'seed0')
     assert kept.mix.eta == 0 and tuple(kept.mix.taps) == ()
     assert json.loads((tmp_path / 'compare.json').read_text()) == result
     page = (tmp_path / 'report.html').read_text()
-    assert 'jointrd taps=() eta=0' in page and 'jointrd taps=3 eta=0.5' in page
+    assert 'jointrd taps=() eta=0' in page and 'jointrd taps=2 eta=0.5' in page
     again = compare.run(config, tmp_path, [0], ('jointrd',), variants)
     assert again == result

@@ -68,8 +68,9 @@ def load_stablehlo(path: str) -> Function:
 def load_safetensors(path: str) -> Function:
     import jax
 
-    from jointrd_jax import weights
+    from jointrd_jax import runtime, weights
 
+    runtime.configure()
     network, variables, _ = weights.load(path)
     apply = jax.jit(network.apply)
     return lambda images: np.asarray(apply(variables, images).logits)

@@ -1,0 +1,44 @@
+"""Accuracies over every evaluation image."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from jointrd_jax import data, joint, signals
+from jointrd_jax.models import Variables
+from jointrd_jax.step import AXIS
+
+
+def put(batch: data.base.Batch, devices: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """A host's share of a batch as arrays sharded over all devices."""
+    sharding = NamedSharding(devices, P(AXIS))
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def evaluate(
+    eval_step: Callable,
+    dataset: data.Dataset,
+    resident: dict[str, jax.Array],
+    devices: jax.sharding.Mesh,
+    student: Variables,
+    teacher: Variables | None = None,
+) -> dict[str, float] | None:
+    """Top-1 and top-5 in percent by `step.make_eval_step`'s step: 'top1', 'teacher_top1', 'path1_top1', ...
+
+    None if a stop was asked for meanwhile (on a single host; several finish together).
+    """
+    total, images = {}, 0
+    for batch in dataset.eval_batches():
+        if signals.requested() and jax.process_count() == 1:
+            return None
+        counts, number = eval_step(student, teacher, resident, put(batch, devices))
+        total = {name: total.get(name, 0) + count for name, count in counts.items()}
+        images += number
+    result = {}
+    for name, count in total.items():
+        prefix = '' if name == joint.STUDENT else f'{name}_'
+        for k, correct in zip((1, 5), np.asarray(count)):
+            result[f'{prefix}top{k}'] = round(100 * float(correct) / int(images), 4)
+    return result
