@@ -10,7 +10,7 @@ from jointrd_jax import config as base
 
 def get_config():
     config = base.default()
-    config.epochs = 80
+    config.epochs = 64
     config.batch_size = 32
     config.eval_batch_size = 512
     config.model.depth = 34

@@ -16,6 +16,7 @@ def get_config():
     digits = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(digits)
     config = digits.get_config()
+    config.epochs = 80
     config.model.stage_sizes = (8, 8, 8, 8)
     config.mix.num_taps = 7
     return config
