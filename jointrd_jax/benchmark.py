@@ -33,6 +33,7 @@ EVALUATE = 'evaluate'
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', EVALUATE)
 GPU_SHAPES, CPU_SHAPES = '18:32:128,18:32:512,34:224:256,50:224:256', '18:32:32,34:32:32,50:32:32'
 ROUND_SECONDS = 0.5
+BOOLEANS = {'true': True, 'false': False}
 
 SHAPES = flags.DEFINE_string('shapes', '', f'DEPTH:PIXELS:BATCH, ...; by default {GPU_SHAPES}, on a CPU {CPU_SHAPES}.')
 PROCEDURE_LIST = flags.DEFINE_string('procedures', 'resnet,plain,jointrd', f'Of {", ".join(PROCEDURES)}.')
@@ -41,6 +42,9 @@ DTYPE = flags.DEFINE_enum('dtype', '', ['', 'float32', 'bfloat16'], 'By default 
 DISTILL = flags.DEFINE_float('distill_weight', 1e-3, 'Of margin distillation, in the procedures that have it.')
 REMAT = flags.DEFINE_bool('remat', False, 'Compute blocks anew in the backward pass.')
 ROUNDS = flags.DEFINE_integer('rounds', 9, 'How many times the procedures alternate.', lower_bound=1)
+OPTIONS = flags.DEFINE_string(
+    'compiler_options', '', 'NAME=VALUE;NAME=VALUE ...: time each task also with each of these options of XLA.'
+)
 OUT = flags.DEFINE_string('out', '', 'Also write the figures there, as JSON.')
 
 
@@ -54,6 +58,7 @@ class Task(NamedTuple):
     batch: dict[str, np.ndarray]
     optimizer: optax.GradientTransformation
     label: str
+    compiler_option: str = ''  # NAME=VALUE
 
     @property
     def batch_size(self) -> int:
@@ -173,10 +178,12 @@ class Stepper:
         began = time.perf_counter()
         lowered = function.lower(*([self.state] if self.has_state else []), *self.arguments)
         traced = time.perf_counter()
-        self.compiled = lowered.compile()
+        name, _, value = task.compiler_option.partition('=')
+        self.compiled = lowered.compile({name: BOOLEANS.get(value, value)} if name else None)
         self.row = {
             'shape': task.label,
             'procedure': task.procedure,
+            'compiler_option': task.compiler_option,
             'batch_size': task.batch_size,
             'trace_seconds': round(traced - began, 2),
             'compile_seconds': round(time.perf_counter() - traced, 2),
@@ -242,7 +249,8 @@ def machine_peak(dtype: jnp.dtype) -> dict[str, float]:
 
 def finish(rows: list[dict[str, Any]], peak: dict[str, float]) -> None:
     """Add what follows from the times: rates, shares of the machine's peak, ratios to the plain step."""
-    plain = {row['shape']: row for row in rows if row['procedure'] == 'plain'}
+    plain = {row['shape']: row for row in rows if row['procedure'] == 'plain' and not row['compiler_option']}
+    default = {(row['shape'], row['procedure']): row for row in rows if not row['compiler_option']}
     for row in rows:
         seconds, flops, traffic = row['step_ms'] / 1e3, row['flops'], row['bytes']
         row['images_per_second'] = round(row['batch_size'] / seconds, 1)
@@ -252,39 +260,48 @@ def finish(rows: list[dict[str, Any]], peak: dict[str, float]) -> None:
             limit = max(flops / peak['flops_per_second'], (traffic or 0) / peak['bytes_per_second'])
             row['share_of_roofline'] = round(limit / seconds, 3)
         base = plain.get(row['shape'])
-        if base and row['procedure'] != EVALUATE:
-            row['time_to_plain'] = round(statistics.median(a / b for a, b in zip(row['rounds'], base['rounds'])), 3)
+        if row['compiler_option']:
+            row['time_to_default'] = ratio(row, default[row['shape'], row['procedure']])
+        elif base and row['procedure'] != EVALUATE:
+            row['time_to_plain'] = ratio(row, base)
             row['flops_to_plain'] = round(flops / base['flops'], 3) if flops and base['flops'] else None
+
+
+def ratio(row: dict[str, Any], base: dict[str, Any]) -> float:
+    """Of two step times: the median over rounds, in which they ran side by side."""
+    return round(statistics.median(a / b for a, b in zip(row['rounds'], base['rounds'])), 3)
 
 
 COLUMNS = {
     'shape': 'shape', 'procedure': 'procedure', 'compile_seconds': 'compile s', 'step_ms': 'step ms',
     'spread_ms': 'quartiles', 'images_per_second': 'images/s', 'time_to_plain': 'time/plain',
     'flops_to_plain': 'flops/plain', 'share_of_peak': 'of peak', 'share_of_roofline': 'of roofline',
-    'memory_bytes': 'memory MB',
+    'memory_bytes': 'memory MB', 'compiler_option': 'compiler option', 'time_to_default': 'time/default',
 }  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     def cell(row: dict[str, Any], name: str) -> str:
         value = row.get(name)
-        if value is None:
+        if value is None or value == '':
             return '-'
         if name == 'memory_bytes':
             return f'{value / 1e6:.0f}'
         return '-'.join(map(str, value)) if isinstance(value, list) else str(value)
 
-    lines = [list(COLUMNS.values()), *([cell(row, name) for name in COLUMNS] for row in rows)]
+    columns = [name for name in COLUMNS if any(row.get(name) not in (None, '') for row in rows)]
+    lines = [[COLUMNS[name] for name in columns], *([cell(row, name) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return '\n'.join('  '.join(text.rjust(width) for text, width in zip(line, widths)) for line in lines)
 
 
-def measure(groups: Iterator[list[Task]], rounds: int) -> dict[str, Any]:
+def measure(groups: Iterator[list[Task]], rounds: int, options: Sequence[str] = ()) -> dict[str, Any]:
     """Time the tasks of each group alternately, group by group; the figures as JSON values."""
     devices = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
     rows, dtype = [], None
     for tasks in groups:
-        steppers = [Stepper(task, devices) for task in tasks]
+        variants = [task._replace(compiler_option=option) for task in tasks for option in ('', *options)]
+        steppers = [Stepper(task, devices) for task in variants]
         dtype = tasks[0].networks.student.dtype
         for _, stepper in itertools.product(range(rounds), steppers):
             stepper.round()
@@ -316,7 +333,7 @@ def main(*_: str) -> None:
         groups = (synthetic_tasks(shape, procedures) for shape in shapes.split(','))
     if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
         raise UserError(f'--out: the directory of {OUT.value} does not exist')
-    result = measure(groups, ROUNDS.value)
+    result = measure(groups, ROUNDS.value, [option for option in OPTIONS.value.split(';') if option])
     peak = result['peak']
     print(
         f'{result["device"]}, jax {jax.__version__}, {result["dtype"]}; matrix product '

@@ -42,11 +42,13 @@ def test_it_needs_nothing_but_jax_and_the_step(tmp_path):
 
 def test_a_config_on_its_own_data(tmp_path):
     shrink = ['--config.model.stage_sizes=1,1', '--config.model.width=4', '--procedures=jointrd', '--rounds=1']
-    out = tmp_path / 'out.json'
-    done = start('-m', 'jointrd_jax.benchmark', '--config', 'configs/digits.py', *shrink, f'--out={out}')
+    out, option = tmp_path / 'out.json', 'xla_cpu_multi_thread_eigen=false'
+    shrink += [f'--out={out}', f'--compiler_options={option}']
+    done = start('-m', 'jointrd_jax.benchmark', '--config', 'configs/digits.py', *shrink)
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads(out.read_text())['rows']
+    row, other = json.loads(out.read_text())['rows']
     assert (row['shape'], row['batch_size']) == ('digits', 32)
+    assert other['compiler_option'] == option and other['time_to_default'] > 0
 
 
 def test_bad_input_is_one_line():

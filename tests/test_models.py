@@ -136,3 +136,20 @@ def test_torch_names_there_and_back(scheme):
     ) in flat
     back = import_names(variables, flat, scheme)
     jax.tree.map(np.testing.assert_array_equal, variables, back)
+
+
+def test_remat_computes_the_same():
+    network = models.create('resnet18', **SMALL)
+    variables, images = random_variables(network, 0), jax.random.normal(jax.random.key(2), (2, 8, 8, 1))
+
+    def gradient(network):
+        def loss(params):
+            outputs, updates = network.apply(
+                {**variables, 'params': params}, images, train=True, mutable=['batch_stats']
+            )
+            return jnp.square(outputs.logits).mean(), updates
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
+
+    kept, anew = gradient(network), gradient(network.clone(remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, anew)
