@@ -77,13 +77,18 @@ def stage(workdir: Path) -> str:
     return 'between saves' if names else 'before the first checkpoint'
 
 
+def saving(workdir: Path) -> bool:
+    """Whether a checkpoint of the run or of its teacher is being written."""
+    return any(list((path / 'checkpoints').glob('*.partial*')) for path in (workdir, workdir / 'teacher'))
+
+
 def disturb(process: subprocess.Popen, workdir: Path, kind: str, seconds: float, rng: random.Random) -> float | None:
     """Send a signal at a random moment; how long the process took to end, or None if it ended before."""
     until = time.monotonic() + rng.uniform(0, seconds)
     if kind != 'SIGTERM' and rng.random() < 1 / 3:  # into a save
         until = time.monotonic() + seconds
         time.sleep(rng.uniform(0, seconds / 2))
-        while time.monotonic() < until and process.poll() is None and not list(workdir.rglob('*.partial*')):
+        while time.monotonic() < until and process.poll() is None and not saving(workdir):
             time.sleep(0.001)
         until = time.monotonic() + rng.uniform(0, 0.1)
     while time.monotonic() < until and process.poll() is None:
