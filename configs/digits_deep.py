@@ -3,7 +3,8 @@
 Paper     Li et al., NeurIPS 2020, at depths where a plain network does not train at all
 Command   python -m jointrd_jax.compare --config configs/digits_deep.py --workdir runs/deep66
           python -m jointrd_jax.compare --config configs/digits_deep.py --workdir runs/deep130 \
-              --config.model.stage_sizes=16,16,16,16 --config.optimizer.clip_norm=1.0
+              --config.model.stage_sizes=16,16,16,16 --config.optimizer.clip_norm=1.0 \
+              --procedures resnet,jointrd+dirac   (Dirac alone: NaN at step 438, which ends a comparison)
 Hardware  two CPU cores; README's table has times and accuracies as measured
 """
 
