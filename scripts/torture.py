@@ -125,7 +125,8 @@ def torture(kills: int, stops: int, procedures: list[str], seed: int, directory:
             kind, where = todo.pop(), stage(workdir)
             if kind == 'SIGTERM':
                 slowest = max(slowest, took)
-                if process.returncode not in (75, -signal.SIGTERM) or took > STOP_SECONDS:
+                ended = process.returncode == 0 and (workdir / 'summary.json').exists()  # just as the signal came
+                if not (ended or process.returncode in (75, -signal.SIGTERM)) or took > STOP_SECONDS:
                     differing.append(f'{workdir.name}: SIGTERM ended with {process.returncode} after {took:.1f} s')
             faults[f'{kind} {where}'] += 1
             print(f'{procedure} round {number}: {kind} {where}', flush=True)
