@@ -8,9 +8,12 @@ itself. Programs are compiled anew (no cache); steps of the procedures alternate
 slow for a while is slow for all of them. One device.
 """
 
+import collections
+import gzip
 import itertools
 import json
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +36,7 @@ EVALUATE = 'evaluate'
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', EVALUATE)
 GPU_SHAPES, CPU_SHAPES = '18:32:128,18:32:512,34:224:256,50:224:256', '18:32:32,34:32:32,50:32:32'
 ROUND_SECONDS = 0.5
+TRACED_OPERATIONS = 16
 BOOLEANS = {'true': True, 'false': False}
 
 SHAPES = flags.DEFINE_string('shapes', '', f'DEPTH:PIXELS:BATCH, ...; by default {GPU_SHAPES}, on a CPU {CPU_SHAPES}.')
@@ -44,6 +48,9 @@ REMAT = flags.DEFINE_bool('remat', False, 'Compute blocks anew in the backward p
 ROUNDS = flags.DEFINE_integer('rounds', 9, 'How many times the procedures alternate.', lower_bound=1)
 OPTIONS = flags.DEFINE_string(
     'compiler_options', '', 'NAME=VALUE;NAME=VALUE ...: time each task also with each of these options of XLA.'
+)
+TRACE = flags.DEFINE_string(
+    'trace', '', 'Also profile a round of each task into this directory, and print what took the time.'
 )
 OUT = flags.DEFINE_string('out', '', 'Also write the figures there, as JSON.')
 
@@ -212,6 +219,19 @@ class Stepper:
         self.seconds.append((time.perf_counter() - began) / self.steps_a_round)
 
 
+def operations(steps: int, directory: Path) -> list[tuple[str, float, float]]:
+    """(operation, milliseconds, how many) per step of the newest trace in `directory`, all threads, longest first."""
+    newest = max(directory.rglob('*.trace.json.gz'), key=lambda path: path.stat().st_mtime)
+    events = json.loads(gzip.decompress(newest.read_bytes()))['traceEvents']
+    total, count = collections.Counter(), collections.Counter()
+    for event in events:
+        if event.get('ph') == 'X' and not event['name'].startswith(('end: ', '$')):
+            name = re.sub(r'[.\d]+$', '', event['name'])
+            total[name] += event['dur'] / 1e3 / steps
+            count[name] += 1 / steps
+    return [(name, ms, count[name]) for name, ms in total.most_common()]
+
+
 def first(analysis: Any) -> dict[str, float]:
     """XLA's cost analysis, which comes as a dict or a list of one."""
     return (analysis[0] if isinstance(analysis, (list, tuple)) and analysis else analysis) or {}
@@ -295,8 +315,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return '\n'.join('  '.join(text.rjust(width) for text, width in zip(line, widths)) for line in lines)
 
 
-def measure(groups: Iterator[list[Task]], rounds: int, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Time the tasks of each group alternately, group by group; the figures as JSON values."""
+def measure(groups: Iterator[list[Task]], rounds: int, options: Sequence[str] = (), trace: str = '') -> dict[str, Any]:
+    """Time the tasks of each group alternately, group by group; the figures as JSON values. `trace`: see the flag."""
     devices = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
     rows, dtype = [], None
     for tasks in groups:
@@ -305,6 +325,12 @@ def measure(groups: Iterator[list[Task]], rounds: int, options: Sequence[str] = 
         dtype = tasks[0].networks.student.dtype
         for _, stepper in itertools.product(range(rounds), steppers):
             stepper.round()
+        for task, stepper in zip(variants, steppers) if trace else ():
+            with jax.profiler.trace(trace):
+                stepper(stepper.steps_a_round)
+            print(f'{task.label} {task.procedure}: ms and number a step')
+            for name, ms, count in operations(stepper.steps_a_round, Path(trace))[:TRACED_OPERATIONS]:
+                print(f'{ms:9.3f} {count:7.1f}  {name}')
         for stepper in steppers:
             ms = [round(1e3 * seconds, 3) for seconds in stepper.seconds]
             quartiles = statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3
@@ -333,7 +359,8 @@ def main(*_: str) -> None:
         groups = (synthetic_tasks(shape, procedures) for shape in shapes.split(','))
     if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
         raise UserError(f'--out: the directory of {OUT.value} does not exist')
-    result = measure(groups, ROUNDS.value, [option for option in OPTIONS.value.split(';') if option])
+    options = [option for option in OPTIONS.value.split(';') if option]
+    result = measure(groups, ROUNDS.value, options, TRACE.value)
     peak = result['peak']
     print(
         f'{result["device"]}, jax {jax.__version__}, {result["dtype"]}; matrix product '

@@ -48,7 +48,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolution of `x` [B, H, W, in] with `kernel` [k, k, in, out], k odd, symmetric zero padding.
 
     On the CPU backend, small maps go through one matrix product over the k*k shifted copies: XLA's
-    convolution there is up to 15 times slower (2x2 maps of 32 channels; benchmarks/convolution.py).
+    convolution there is up to 6 times slower (2x2 maps of 32 channels; benchmarks/convolution.py).
     """
     size, (height, width) = kernel.shape[0], x.shape[1:3]
     pad = size // 2
