@@ -4,7 +4,6 @@ Paper     Li et al., NeurIPS 2020, at depths where a plain network does not trai
 Command   python -m jointrd_jax.compare --config configs/digits_deep.py --workdir runs/deep66
           python -m jointrd_jax.compare --config configs/digits_deep.py --workdir runs/deep130 \
               --config.model.stage_sizes=16,16,16,16 --config.optimizer.clip_norm=1.0
-          130 layers: add --procedures resnet,jointrd+dirac, since Dirac alone ends the comparison (NaN at step 438)
 Hardware  two CPU cores; README's table has times and accuracies as measured
 """
 

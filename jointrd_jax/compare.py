@@ -1,7 +1,8 @@
 """Procedures beside each other: python -m jointrd_jax.compare --config FILE --workdir DIR --seeds 0,1,2
 
 Every cell (procedure, seed) is a run of its own in DIR/PROCEDURE/seedN, resumed or reused when it is
-there. The `resnet` run of a seed is the teacher of that seed's other runs. Writes DIR/compare.json and a
+there. The `resnet` run of a seed is the teacher of that seed's other runs. A run whose loss is not finite at
+some step is a result too: the table says so, and the others go on. Writes DIR/compare.json and a
 picture of the learning curves, DIR/compare.png; with --report also DIR/report.html (see `report`).
 
 Ablations: --variants names lists of overrides, and every procedure is run with each:
@@ -12,6 +13,7 @@ The runs of such a cell are in DIR/PROCEDURE/VARIANT/seedN. The teacher is that 
 """
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from jointrd_jax import cli, config as config_lib, files, runs
-from jointrd_jax.errors import UserError, choice_error, require
+from jointrd_jax.errors import NotFinite, UserError, choice_error, require
 
 DIRAC = '+dirac'
+TOP1 = ('last_top1', 'best_top1')
 DEFAULT = ('resnet', 'plain', 'plain+dirac', 'jointrd', 'jointrd+dirac')
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe; override with --config.field=value.')
@@ -101,6 +104,11 @@ def run(
     Returns:
       {cell: {'last_top1_mean', 'last_top1_std', 'best_top1_mean', 'best_top1_std', 'runs': [summaries]}}, in percent,
       a cell being a procedure or 'PROCEDURE/VARIANT'; the spread is the sample standard deviation, 0 for a single seed.
+      The summary of a run whose loss was not finite is {'seed', 'path', 'not_finite': the error}; means and spreads
+      are of the others, None without any.
+
+    Raises:
+      UserError: bad input; a teacher whose loss is not finite, since no student can be trained without it.
     """
     require('matplotlib', 'plot')
     if with_report:
@@ -114,6 +122,9 @@ def run(
     cells = [f'{name}/{variant}' for name in procedures for variant in variants] if variants else list(procedures)
     for name in cells:
         config_lib.validate(cell_config(config, name, seeds[0], '', variants))
+    trains_teacher = not config.teacher.path and any(
+        n.removesuffix(DIRAC) in config_lib.NEEDS_TEACHER for n in procedures
+    )
     reporter = Reporter('compare')
     summaries: dict[str, list] = {name: [] for name in cells}
     for seed in seeds:
@@ -122,13 +133,16 @@ def run(
             return workdir / name / f'seed{seed}'
 
         teacher = config.teacher.path or str(place('resnet'))
-        wanted = list(cells)
-        if not config.teacher.path and any(n.removesuffix(DIRAC) in config_lib.NEEDS_TEACHER for n in procedures):
-            wanted = ['resnet', *(n for n in wanted if n != 'resnet')]
-        for name in wanted:
+        for name in ['resnet', *(n for n in cells if n != 'resnet')] if trains_teacher else cells:
             label = f'{name} seed {seed}'
             cell = cell_config(config, name, seed, teacher, variants)
-            summary = train.run(cell, place(name), Reporter(label, reporter.console, quiet=config.log.quiet))
+            try:
+                summary = train.run(cell, place(name), Reporter(label, reporter.console, quiet=config.log.quiet))
+            except NotFinite as error:
+                if name == 'resnet' and trains_teacher:
+                    raise
+                reporter.say(f'{label}: {error}')
+                summary = {'seed': seed, 'not_finite': str(error)}
             if name in summaries:
                 summaries[name].append({**summary, 'path': str(place(name).relative_to(workdir))})
     result = {name: statistics_of(found) for name, found in summaries.items()}
@@ -141,9 +155,8 @@ def run(
         page.write(chosen, workdir / 'report.html')
         reporter.say(f'report: {workdir / "report.html"}')
     rows = [
-        (name, f'{cell["last_top1_mean"]:.2f} ± {cell["last_top1_std"]:.2f}',
-         f'{cell["best_top1_mean"]:.2f} ± {cell["best_top1_std"]:.2f}',
-         ' '.join(f'{r["last_top1"]:.1f}' for r in cell['runs']))
+        (name, *(spread(cell, which) for which in TOP1),
+         ' '.join(f'{run.get("last_top1", math.nan):.1f}' for run in cell['runs']))
         for name, cell in result.items()
     ]  # fmt: skip
     title = f'{config.dataset.name}, seeds {",".join(map(str, seeds))}: top-1 in percent, mean ± standard deviation'
@@ -153,15 +166,27 @@ def run(
 
 def statistics_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     cell: dict[str, Any] = {}
-    for which in ('last_top1', 'best_top1'):
-        values = [summary[which] for summary in summaries]
-        cell[f'{which}_mean'] = statistics.fmean(values)
-        cell[f'{which}_std'] = statistics.stdev(values) if len(values) > 1 else 0.0
+    for which in TOP1:
+        values = [summary[which] for summary in summaries if which in summary]
+        cell[f'{which}_mean'] = statistics.fmean(values) if values else None
+        cell[f'{which}_std'] = (statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
     return {**cell, 'runs': summaries}
 
 
+def spread(cell: dict[str, Any], which: str) -> str:
+    """'98.67 ± 0.23' of the runs whose loss stayed finite, and how many did not."""
+    failed = sum('not_finite' in run for run in cell['runs'])
+    if failed == len(cell['runs']):
+        return 'not finite'
+    text = f'{cell[f"{which}_mean"]:.2f} ± {cell[f"{which}_std"]:.2f}'
+    return f'{text} ({failed} of {len(cell["runs"])} not finite)' if failed else text
+
+
 def draw(workdir: Path, result: dict[str, Any]) -> None:
-    """Top-1 over the epochs, a line per procedure (mean over seeds) in a band from worst to best seed."""
+    """Top-1 over the epochs, a line per procedure (mean over seeds) in a band from worst to best seed.
+
+    Runs whose loss was not finite are left out, or drawn as far as they came where there are no others.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
@@ -169,7 +194,8 @@ def draw(workdir: Path, result: dict[str, Any]) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for name, cell in result.items():
-        curves = [read_curve(workdir / run['path'] / runs.METRICS) for run in cell['runs']]
+        whole = [run for run in cell['runs'] if 'not_finite' not in run] or cell['runs']
+        curves = [read_curve(workdir / run['path'] / runs.METRICS) for run in whole]
         epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         (line,) = axes.plot(epochs, [statistics.fmean(v) for v in values], label=name)

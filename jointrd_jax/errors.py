@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class NotFinite(UserError):
+    """A loss was not finite and the run may not, or may no more, roll back; its last good checkpoint is kept."""
+
+
 class Interrupted(Exception):
     """The run was told to stop and has written a checkpoint; its text says where to continue.
 

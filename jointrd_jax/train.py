@@ -30,7 +30,7 @@ from jointrd_jax import (
 )
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data.base import as_config
-from jointrd_jax.errors import Interrupted, UserError
+from jointrd_jax.errors import Interrupted, NotFinite, UserError
 from jointrd_jax.evaluation import evaluate, put
 from jointrd_jax.joint import Method, Networks
 from jointrd_jax.models import Network, Variables
@@ -53,8 +53,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
     """Train what `config` says in `workdir` and return the summary; continue what is already there.
 
     Raises:
-      UserError: anything wrong with the config, data, teacher, checkpoints, or a loss that is not finite.
-        Nothing is made before config and data are known to be good.
+      UserError: anything wrong with the config, data, teacher or checkpoints. Nothing is made before config and
+        data are known to be good.
+      NotFinite: a loss that is not finite, a UserError too.
       Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
     workdir = Path(workdir).absolute()
@@ -379,12 +380,12 @@ class Trainer:
         and continued takes the same way.
 
         Raises:
-          UserError: config.on_nan is 'stop', or there were as many rollbacks as allowed.
+          NotFinite: config.on_nan is 'stop', or there were as many rollbacks as allowed.
         """
         before = self.history['rollbacks']
         if self.config.on_nan == 'stop' or len(before) >= self.config.nan_rollbacks:
             again = f' after {len(before)} rollbacks' if before else ''
-            raise UserError(
+            raise NotFinite(
                 f'{error}{again}; the last good checkpoint is kept in '
                 f'{self.workdir}; lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
             ) from None

@@ -85,6 +85,19 @@ def test_compare(tmp_path):
     assert json.loads((tmp_path / 'compare.json').read_text()) == result
 
 
+def test_compare_goes_on_after_a_loss_that_is_not_finite(tmp_path):
+    variants = 'diverges: optimizer.learning_rate=1e15 optimizer.warmup_epochs=0; fine:'
+    args = ['--workdir', str(tmp_path), '--procedures', 'plain', '--variants', variants, '--report']
+    done = command('compare', '--config', 'configs/digits.py', *args, *SHRINK)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / 'compare.json').read_text())
+    diverged, fine = result['plain/diverges'], result['plain/fine']
+    assert 'is not finite at step' in diverged['runs'][0]['not_finite'] and diverged['last_top1_mean'] is None
+    assert fine['last_top1_mean'] == fine['runs'][0]['last_top1']
+    assert 'not finite' in next(line for line in done.stdout.splitlines() if '│ plain/diverges' in line)
+    assert (tmp_path / 'report.html').exists() and (tmp_path / 'compare.png').exists()
+
+
 def test_compare_refuses_what_is_no_procedure(tmp_path):
     args = ['--config', 'configs/digits.py', '--workdir', str(tmp_path / 'c'), '--procedures']
     for names, message in (
