@@ -114,8 +114,9 @@ def require_room(directory: Path, size: int) -> None:
 
 
 def ignore_orphaned_writes() -> None:
-    """When one file of a checkpoint cannot be written, TensorStore's writes of others end after the event loop
-    that asked for them; each would print a traceback below the one line that says what is wrong."""
+    """When one file of a checkpoint cannot be written, TensorStore's writes of others fail too, or end after the
+    event loop that asked for them; each would print a traceback below the one line that says what is wrong."""
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     previous = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

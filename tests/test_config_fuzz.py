@@ -21,7 +21,7 @@ from jointrd_jax import build, cli, config as config_lib, step as step_lib, trai
 from jointrd_jax.errors import UserError
 
 SHIPPED = sorted(path.stem for path in Path(ROOT, 'configs').glob('*.py'))
-CASES = 500 if LONG else 100  # of each shipped config
+CASES = 3000 if LONG else 100  # of each shipped config
 SECONDS = 5  # of processor time; a case takes milliseconds, this finds giant loops
 
 hypothesis.settings.register_profile(

@@ -1,7 +1,9 @@
 """Faults of the world around a run: signals, kill -9, full disks, missing permission, damage, a second run."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -275,6 +277,35 @@ def test_disk_full_in_a_checkpoint(stopped, small_disk, tmp_path, quiet):
     (small_disk / 'ballast').unlink()
     train.run(small_config(checkpoint__keep=1), copied(small_disk / 'run', tmp_path / 'run'), quiet)
     assert outcome(tmp_path / 'run') == expected
+
+
+def test_disk_filled_by_another_while_a_checkpoint_is_written(small_disk, command):
+    run, ballast, filled_in = small_disk / 'run', small_disk / 'ballast', []
+
+    def fill():
+        while not list((run / 'checkpoints').glob('*.partial*')):
+            time.sleep(1e-4)
+        with ballast.open('wb', buffering=0) as file:
+            for block in (2**16, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(b'0' * block):
+                        pass
+        filled_in.extend((run / 'checkpoints').glob('*.partial*'))
+
+    filler = threading.Thread(target=fill, daemon=True)
+    filler.start()
+    process = command(run, 'epochs=900', 'checkpoint.every_steps=50')
+    said = process.communicate(timeout=BOUND)[1]
+    assert filled_in, 'the first checkpoint was there before the disk was full'
+    assert process.returncode == 2 and 'Traceback' not in said, said
+    line = [line for line in said.splitlines() if line]
+    assert len(line) == 1 and re.search(
+        r'error: cannot write the checkpoint .*No space left on device; there is', line[0]
+    )
+    assert not list((run / 'checkpoints').iterdir())
+    ballast.unlink()
+    process = command(run, 'epochs=900', 'checkpoint.every_steps=50')
+    wait_for(lambda: checkpointed(run), process)
 
 
 def test_disk_full_in_small_files(small_disk):
