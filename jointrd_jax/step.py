@@ -5,7 +5,7 @@ The training step is a per-device function over a named axis with `pmean`, mappe
 points there. It is the same on one device, on several, and on several hosts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import flax.struct
@@ -36,7 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
         teacher is an argument of the step, {'variables', 'margin'}.
       sums: each loss term summed over the steps of the epoch.
       rate_scale: factor on the learning rate, below 1 after a rollback from a loss that was not finite.
-      fault: {'step', 'term'}: the first step whose loss was not finite and which of `sums` it was; -1: none.
+      fault: {'step', 'term'}: the first step whose loss was not finite and which of `suspects(sums)` it was; -1: none.
     """
 
     step: jax.Array
@@ -248,9 +248,17 @@ def make_device_step(
     return device_step
 
 
+def suspects(names: Iterable[str]) -> list[str]:
+    """Terms in the order in which they are asked whether they are finite: causes before what they add up to.
+
+    The same for every container of the names: inside jit a dict's keys are sorted.
+    """
+    return sorted(names, key=lambda name: (('loss', 'gradient_norm').index(name) if '/' not in name else -1, name))
+
+
 def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """`state.fault`, or this step with its first term that is not finite (judged on the device: no sync)."""
-    bad = jnp.stack([~jnp.isfinite(terms.get(name, 0.0)) for name in state.sums])
+    bad = jnp.stack([~jnp.isfinite(terms.get(name, 0.0)) for name in suspects(state.sums)])
     is_first = bad.any() & (state.fault['step'] < 0)
     return {
         'step': jnp.where(is_first, state.step, state.fault['step']),

@@ -369,9 +369,8 @@ class Trainer:
     def check_finite(self, fault: dict[str, jax.Array] | None) -> None:
         """Raises Diverged for a loss term that was not finite."""
         if fault is not None and int(fault['step']) >= 0:
-            names = step_lib.term_names(self.method, self.trains_teacher)
-            bad = [name for name in names if name != 'loss'][max(int(fault['term']) - 1, 0)]
-            raise Diverged(int(fault['step']), bad)
+            names = step_lib.suspects(step_lib.term_names(self.method, self.trains_teacher))
+            raise Diverged(int(fault['step']), names[int(fault['term'])])
 
     def roll_back(self, checkpoints: Checkpoints, error: Diverged) -> None:
         """Go back to the last scheduled checkpoint (or the start) and go on with a lower learning rate.
@@ -385,9 +384,16 @@ class Trainer:
         before = self.history['rollbacks']
         if self.config.on_nan == 'stop' or len(before) >= self.config.nan_rollbacks:
             again = f' after {len(before)} rollbacks' if before else ''
+            checkpoints.wait()
+            kept = checkpoints.steps()
             raise NotFinite(
-                f'{error}{again}; the last good checkpoint is kept in '
-                f'{self.workdir}; lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
+                f'{error}{again}; '
+                + (
+                    f'the last good checkpoint, of step {kept[0]}, is kept in '
+                    if kept
+                    else 'there is no checkpoint yet in '
+                )
+                + f'{self.workdir}; lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
             ) from None
         checkpoints.wait()
         seconds = self.seconds()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from faults import outcome, run_with_stops, small_config
 
-from jointrd_jax import errors, runs, train
+from jointrd_jax import errors, runs, step as step_lib, train
 from jointrd_jax.checkpoint import Checkpoints
 
 # Far too high; some rollbacks of a factor of 1000 bring it into reach.
@@ -19,12 +19,44 @@ ROLLBACK = dict(
 
 def test_stop_names_step_and_term_and_keeps_the_checkpoints(tmp_path, quiet):
     config = small_config(optimizer__learning_rate=1e15, optimizer__warmup_epochs=0.0)
-    with pytest.raises(errors.UserError, match=r'(ce/student|gradient_norm) is not finite at step \d+; the last good'):
+    with pytest.raises(
+        errors.UserError,
+        match=r'(ce/student|gradient_norm) is not finite at step \d+; (the last good checkpoint, of|there is)',
+    ):
         train.run(config, tmp_path, quiet)
     assert not (tmp_path / runs.SUMMARY).exists()
     for step in Checkpoints(tmp_path).steps():  # whatever was saved is good
         restored = runs.load(tmp_path)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.variables)), step
+
+
+@pytest.mark.parametrize('procedure', ['jointrd_scratch', 'plain'])
+def test_the_term_at_fault_is_named(procedure, tmp_path, quiet):
+    """A student whose head alone is broken: the mixed paths and the teacher are fine."""
+    config = small_config(procedure, epochs=1)
+    train.run(config, tmp_path / 'whole', quiet)
+    whole = runs.load(tmp_path / 'whole')
+    head = jax.tree.map(lambda leaf: leaf * np.nan, whole.variables['params']['head'])
+    broken = {**whole.variables, 'params': {**whole.variables['params'], 'head': head}}
+    runs.save(tmp_path / 'broken', config, broken, whole.data, whole.summary)
+    config.restore = str(tmp_path / 'broken')
+    with pytest.raises(errors.NotFinite, match='^ce/student is not finite at step 0; there is no checkpoint yet'):
+        train.run(config, tmp_path / 'run', quiet)
+
+
+def test_every_term_is_found_as_itself():
+    """Through jit, which sorts the keys of dicts."""
+    names = ('loss', 'ce/path1', 'ce/path2', 'ce/student', 'distill/path1', 'kl/student', 'ce/teacher', 'gradient_norm')
+    never = {'step': np.int32(-1), 'term': np.int32(-1)}
+    state = step_lib.TrainState(
+        **dict.fromkeys(('params', 'stats', 'opt_state', 'teacher', 'rate_scale')),
+        step=np.int32(7), sums=step_lib.fresh_sums(names), fault=never,
+    )  # fmt: skip
+    for name in names:
+        sums_up = {'loss': np.nan} if '/' in name else {}
+        terms = dict.fromkeys(names, 1.0) | sums_up | {name: np.nan}
+        fault = jax.jit(step_lib.first_fault)(state, terms)
+        assert step_lib.suspects(names)[int(fault['term'])] == name and int(fault['step']) == 7
 
 
 def test_rollback_lowers_the_rate_until_it_works_and_interruptions_change_nothing(tmp_path, quiet):
