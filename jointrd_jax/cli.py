@@ -2,11 +2,13 @@
 
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags
 
-from jointrd_jax import signals
+from jointrd_jax import hosts, signals
 from jointrd_jax.config import FIELDS, suggest
 from jointrd_jax.errors import Interrupted, UserError
 
@@ -16,6 +18,7 @@ USAGE_STATUS = 2
 def fail(message: object) -> None:
     """Say what was wrong on standard error, in one line, and end with status 2."""
     print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
+    hosts.leave(USAGE_STATUS)
     sys.exit(USAGE_STATUS)
 
 
@@ -64,5 +67,10 @@ def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
             fail(error)
         except BrokenPipeError:
             sys.exit(USAGE_STATUS)
+        except Exception:
+            if jax.distributed.is_initialized():
+                traceback.print_exc()
+                hosts.leave(1)
+            raise
 
     app.run(guarded, flags_parser=functools.partial(parse, positional=positional))

@@ -6,18 +6,23 @@ checkpoints are written by all, so the workdir must be one that all of them see.
 
 import contextlib
 import json
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jointrd_jax import signals
 from jointrd_jax.errors import UserError
 
 AUTO = 'auto'
 # Fields that may differ between hosts: places and local resources, which do not change what is computed.
 MAY_DIFFER = ('dataset.data_dir', 'dataset.workers', 'teacher.path')
 CONFIG_BYTES = 1 << 16
+LOST = ('Gloo', 'NCCL', 'heartbeat', 'Connection')  # in what JAX says of a process that is gone
+GRACE_SECONDS = 3
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -50,6 +55,37 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         raise UserError(f'the processes could not be joined (--coordinator={coordinator}): {error}') from error
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Where other processes are waited for: one that is gone is said in one line.
+
+    Raises:
+      UserError: JAX lost the connection to another process. (Where it notices by its heartbeat alone, as on GPUs,
+        it ends this process itself, within about 100 s.)
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not any(word in str(error) for word in LOST):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f'another process is gone: its own log says why, the same command continues ({reason})'
+        ) from error
+
+
+def leave(status: int) -> None:
+    """End a process that failed, if it is one of several; returns otherwise.
+
+    At its exit JAX waits for all the others, which may be waiting for this one in a step. Process 0 keeps them
+    together, so it gives them a moment to say what they have to say.
+    """
+    if jax.distributed.is_initialized():
+        if is_first():
+            time.sleep(GRACE_SECONDS)
+        signals.end(status)
 
 
 def is_first() -> bool:

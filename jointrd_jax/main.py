@@ -22,7 +22,8 @@ def main() -> None:
 
     runtime.configure()
     hosts.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    train.run(CONFIG.value, WORKDIR.value)
+    with hosts.joined():
+        train.run(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == '__main__':

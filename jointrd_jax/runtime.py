@@ -19,9 +19,11 @@ def cache_directory() -> Path:
 def configure() -> None:
     """Persistent compilation cache. Settings the user made through JAX's own variables win.
 
-    JAX notes every backend that is not there, which absl would show: a TPU's absence as the first line of a run.
+    JAX notes every backend that is not there and each step of joining processes, which absl would show: a TPU's
+    absence as the first line of a run.
     """
-    logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
+    for narrator in ('jax._src.xla_bridge', 'jax._src.distributed'):
+        logging.getLogger(narrator).setLevel(logging.WARNING)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', str(cache_directory()))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -91,6 +91,11 @@ def _say(message: str) -> None:
 
 def _end_now(status: int, message: str) -> None:
     _say(message)
+    end(status)
+
+
+def end(status: int) -> None:
+    """End this process at once, without what Python and JAX do at exit."""
     for child in multiprocessing.active_children():  # data workers would wait for work for ever
         child.kill()
     if sys.stdout.isatty():

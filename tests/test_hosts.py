@@ -118,6 +118,21 @@ def test_hosts_that_disagree_say_about_what(finished, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_an_error_of_one_host_ends_all(finished, tmp_path):
+    """A bad image on the second alone: it says so, and the first does not wait for it."""
+    shutil.copytree(finished / 'photos', tmp_path / 'photos')
+    for image in (tmp_path / 'photos' / 'train').rglob('*.jpg'):
+        image.write_bytes(image.read_bytes()[:500])
+    args = f'--config.dataset.data_dir={tmp_path / "photos"}'
+    (first, _, said_first), (second, _, said_second) = finish(
+        *start_two(tmp_path / 'run', finished / 'photos', second=[args])
+    )
+    assert (first, second) == (2, 2), said_first + said_second
+    assert 'cut off: its data ends too early' in said_second
+    assert 'error: another process is gone: its own log says why' in said_first
+    assert 'Traceback' not in said_first + said_second
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
