@@ -51,6 +51,8 @@ def taps(config: ml_collections.ConfigDict, network: Network) -> tuple[int, ...]
     if config.mix.num_taps:
         chosen = tuple(round(i * blocks / (config.mix.num_taps + 1)) for i in range(1, config.mix.num_taps + 1))
     chosen = chosen or network.stage_ends[:-1]
+    if not chosen:
+        raise UserError('a network of one stage has no end of a stage to tap before its last; set config.mix.taps')
     if chosen[-1] >= blocks or len(set(chosen)) < len(chosen):
         raise UserError(
             f'config.mix: taps after the blocks {chosen} do not fit a network of {blocks} blocks; '

@@ -29,6 +29,7 @@ SEAL = 'SHA256SUMS'
 DIRECTORY = 'checkpoints'
 META = Path('meta') / 'metadata'
 PARTIAL, REMOVING, PROBE = '.partial', '.removing', '.probe'
+OURS = re.compile(r'\d+(\.partial.*)?(\.removing)?|\.probe.*')
 
 
 def contents(directory: Path) -> set[str]:
@@ -186,6 +187,8 @@ class Checkpoints:
     def drop_after(self, step: int) -> None:
         """Remove what a resumed run will write again: unfinished checkpoints and those later than `step`.
 
+        What has another name than a checkpoint's (a copy, a note) is somebody else's and stays.
+
         Raises:
           UserError: they cannot be removed.
         """
@@ -193,7 +196,7 @@ class Checkpoints:
             steps = {str(s) for s in self.steps() if s <= step}
             try:
                 for path in self.directory.iterdir():
-                    if path.name not in steps:
+                    if path.name not in steps and OURS.fullmatch(path.name) and path.is_dir():
                         shutil.rmtree(path) if path.name.endswith(REMOVING) else remove(path)
             except OSError as error:
                 raise UserError(f'cannot clear {self.directory}: {error}') from error

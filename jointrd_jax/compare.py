@@ -212,7 +212,7 @@ def draw(workdir: Path, result: dict[str, Any]) -> None:
 def read_curve(path: Path) -> dict[int, float]:
     """{epoch: top-1} from a metrics file."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {line['epoch']: line['top1'] for line in lines}
+    return {line['epoch']: line['top1'] for line in lines if 'top1' in line}
 
 
 def main() -> None:

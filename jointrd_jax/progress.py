@@ -123,7 +123,7 @@ class Reporter:
         return call
 
     def epoch(self, line: dict[str, Any], epochs: int) -> None:
-        """An evaluated epoch: a line of metrics.jsonl."""
+        """An epoch: a line of metrics.jsonl."""
         if self._display:
             self._display.line.update(line)
             return
@@ -143,11 +143,12 @@ class Reporter:
 
 
 def one_line(line: dict[str, Any], epochs: int) -> str:
-    """An evaluated epoch in plain text."""
+    """An epoch in plain text."""
     shown = [f'epoch {line["epoch"]}/{epochs}', f'loss {line["loss"]:.4f}']
     if 'mix' in line:
         shown.append(f'mix {line["mix"]:.2f}')
-    shown += [f'top-1 {line["top1"]:.2f}%', f'best {line["best_top1"]:.2f}%', f'{line["images_per_second"]:.0f} img/s']
+    shown += [f'{name} {line[key]:.2f}%' for name, key in (('top-1', 'top1'), ('best', 'best_top1')) if key in line]
+    shown.append(f'{line["images_per_second"]:.0f} img/s')
     return '  '.join(shown)
 
 

@@ -2,17 +2,23 @@
 
 import hashlib
 import importlib.metadata
+import os
 from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 
 from jointrd_jax.data import Dataset
 from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
-CODE = ('build', 'joint', 'losses', 'models', 'step', 'data')  # modules whose text decides what a step computes
+DECODERS = ('grain', 'opencv-python-headless', 'pillow', 'simplejpeg')  # decide the pixels of streamed images
+# Modules whose text decides what a step computes, and when.
+CODE = ('build', 'config', 'data', 'evaluation', 'joint', 'losses', 'models', 'runtime', 'step', 'train')
+DEVICES = 'devices'
+DEVICE_COUNT_FLAG = '--xla_force_host_platform_device_count='  # counted in `DEVICES`
 
 
 def code_digests() -> dict[str, str]:
@@ -29,15 +35,26 @@ LOADED = code_digests()  # at import: what runs, also when a file is edited mean
 
 def provenance(dataset: Dataset) -> dict[str, str]:
     """{what: its state}, kept with every checkpoint and compared when a run is continued."""
-    found = {f'package {name}': importlib.metadata.version(name) for name in PACKAGES}
+    there = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
+    packages = PACKAGES if dataset.resident else PACKAGES + DECODERS
+    found = {f'package {name}': there[name] for name in packages if name in there}
     found |= {f'code of jointrd_jax.{name}': digest for name, digest in LOADED.items()}
-    found['devices'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    found[DEVICES] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    flags = os.environ.get('XLA_FLAGS', '').split()
+    found['XLA_FLAGS'] = ' '.join(sorted(flag for flag in flags if not flag.startswith(DEVICE_COUNT_FLAG)))
     data = {**as_config(dataset), 'train_size': dataset.train_size, 'eval_size': dataset.eval_size}
+    if dataset.resident:
+        sha = hashlib.sha256()
+        for array in dataset.resident.values():
+            sha.update(np.ascontiguousarray(array))
+        data['contents'] = sha.hexdigest()[:12]
     return found | {f'data {name}': str(value) for name, value in data.items()}
 
 
 def check(config: ml_collections.ConfigDict, before: dict[str, str], now: dict[str, str], where: Path) -> list[str]:
     """The differences, which must have been allowed by `config.checkpoint.accept_changes`.
+
+    Another number of devices is allowed where BatchNorm is over all of them: the result is the same up to rounding.
 
     Raises:
       UserError: something changed since the checkpoint and was not allowed; the message names all of it.
@@ -47,9 +64,12 @@ def check(config: ml_collections.ConfigDict, before: dict[str, str], now: dict[s
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-    if changed and not config.checkpoint.accept_changes:
+    kinds = [state.get(DEVICES, '').partition(' x ')[2] for state in (before, now)]
+    same_but_for_rounding = config.batch_norm == 'global' and kinds[0] == kinds[1]
+    refused = [change for change in changed if not (same_but_for_rounding and change.startswith(f'{DEVICES}:'))]
+    if refused and not config.checkpoint.accept_changes:
         raise UserError(
-            f'the run in {where} would not continue as it began ({"; ".join(changed)}); bring back what it began '
+            f'the run in {where} would not continue as it began ({"; ".join(refused)}); bring back what it began '
             'with, or allow another result by --config.checkpoint.accept_changes=True'
         )
     return changed

@@ -1,7 +1,7 @@
 """A run directory: what a training run (or an import of weights) leaves, and how others read it.
 
 config.json      the config, flat
-metrics.jsonl    a line per evaluated epoch
+metrics.jsonl    a line per epoch
 summary.json     the result; written when the run is finished
 checkpoints/     see `checkpoint`
 teacher/         the run directory of the teacher, if it was trained along
@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from jointrd_jax import build, config as config_lib, files
-from jointrd_jax.checkpoint import Checkpoints
+from jointrd_jax.checkpoint import Checkpoints, damage
 from jointrd_jax.errors import UserError
 from jointrd_jax.models import Network, Variables
 
@@ -133,15 +133,20 @@ def check_data(data: Any, where: Path) -> None:
 def load(path: str | Path, which: str = 'last') -> Run:
     """The network of the run at `path`: its 'last' weights or its 'best'.
 
+    Never of an older checkpoint than the newest: what is used elsewhere must be what the run's summary speaks of.
+
     Raises:
       UserError: no run, no checkpoint, or a damaged one; the message says which and where.
     """
     path = Path(path)
-    config = read_config(path)
+    config, summary = read_config(path), read_summary(path)
     checkpoints = Checkpoints(path)
-    step = checkpoints.newest_intact()
+    step = max(checkpoints.steps(), default=None)
     if step is None:
         raise UserError(f'{path} has no finished checkpoint; run its training first')
+    if fault := damage(checkpoints.directory / str(step)):
+        again = f'delete {checkpoints.directory / str(step)}' + (f' and {path / SUMMARY}' if summary else '')
+        raise UserError(f'{fault}; to have it made again, {again} and run the training command once more')
     data = checkpoints.meta(step).get('data')
     check_data(data, checkpoints.directory / str(step))
     network = build.student(config, len(data['classes']))
@@ -151,8 +156,14 @@ def load(path: str | Path, which: str = 'last') -> Run:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template)
     item = 'student' if which == 'last' else 'best'
-    variables = checkpoints.restore(step, {item: template})[item]
-    return Run(path, config, network, jax.tree.map(np.asarray, variables), data, read_summary(path))
+    variables = jax.tree.map(np.asarray, checkpoints.restore(step, {item: template})[item])
+    recorded = (summary or {}).get('student_digest')
+    if which == 'last' and recorded and digest(variables) != recorded:
+        raise UserError(
+            f'the weights of step {step} in {path} are not those that its {SUMMARY} records (student_digest); '
+            'one of the two was exchanged'
+        )
+    return Run(path, config, network, variables, data, summary)
 
 
 def save(

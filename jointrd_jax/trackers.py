@@ -1,10 +1,15 @@
 """Where a run's numbers go beside metrics.jsonl: TensorBoard event files, and one tracking service.
 
-Both are optional extras and are asked for by config.log. A tracker never holds up a run that it was
-not asked for, and a missing package is said before anything is trained.
+Both are optional extras and are asked for by config.log. A missing package is said before anything is
+trained; a tracker that cannot write any more is given up with one line, and the run goes on.
 """
 
 import abc
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jointrd_jax import config as config_lib, hosts
+from jointrd_jax import config as config_lib, files, hosts
 from jointrd_jax.errors import require
 from jointrd_jax.models import Variables
 
@@ -44,28 +49,48 @@ class Tracker(abc.ABC):
 
 
 class TensorBoard(Tracker):
-    """Event files in RUN/tensorboard, written without TensorFlow; a resumed run hides the points it takes again."""
+    """Event files in RUN/tensorboard, written without TensorFlow; a resumed run hides the points it takes again.
+
+    Written from this thread: tensorboardX's SummaryWriter hands over to one of its own, and when that dies of a full
+    disk, the next write waits for it for ever.
+    """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, step: int):
-        writer = require('tensorboardX', 'tensorboard').SummaryWriter
-        self.every = config.log.tensorboard
-        self.config = config
-        self.writer = writer(str(workdir / TENSORBOARD), purge_step=step + 1 if step else None)
+        require('tensorboardX', 'tensorboard')
+        from tensorboardX import summary
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        self.every, self.config = config.log.tensorboard, config
+        self.protos, self.event = summary, event_pb2.Event
+        directory = workdir / TENSORBOARD
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
+        self.writer = RecordWriter(str(directory / name))
+        self.write(file_version='brain.Event:2')
+        if step:
+            self.write(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def write(self, **event: Any) -> None:
+        self.writer.write(self.event(wall_time=time.time(), **event).SerializeToString())
 
     def scalars(self, step, values):
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+            self.write(step=step, summary=self.protos.scalar(name, value))
+        self.writer.flush()
 
     def histogram(self, step, name, values):
-        self.writer.add_histogram(name, values, step, bins='auto')
+        self.write(step=step, summary=self.protos.histogram(name, values, 'auto'))
 
     def images(self, step, name, images, captions):
-        self.writer.add_images(name, images, step, dataformats='NHWC')
-        self.writer.add_text(name, ', '.join(captions), step)
+        self.write(step=step, summary=self.protos.image(name, images, dataformats='NHWC'))
+        self.write(step=step, summary=self.protos.text(name, ', '.join(captions)))
 
     def finish(self, summary):
         results = {f'result/{name}': summary[name] for name in ('last_top1', 'best_top1')}
-        self.writer.add_hparams(hyperparameters(self.config), results, name='.', global_step=summary['steps'])
+        for part in self.protos.hparams(hyperparameters(self.config), results):
+            self.write(step=summary['steps'], summary=part)
+        self.scalars(summary['steps'], results)
 
     def close(self):
         self.writer.close()
@@ -135,16 +160,33 @@ class Trackers:
       config: the run's.
       workdir: the run's.
       step: where the run begins or continues.
+      say: tells the user of a tracker that was given up.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, step: int):
-        self.config, self.epochs = config, config.epochs
+    def __init__(
+        self, config: ml_collections.ConfigDict, workdir: Path, step: int, say: Callable[[str], None] = lambda _: None
+    ):
+        self.config, self.epochs, self.say = config, config.epochs, say
         self.all: list[Tracker] = []
-        if hosts.is_first():
-            if config.log.tensorboard:
-                self.all.append(TensorBoard(config, workdir, step))
-            if config.log.tracker == 'wandb':
-                self.all.append(WandB(config, workdir, step))
+        for asked, tracker in ((config.log.tensorboard, TensorBoard), (config.log.tracker == 'wandb', WandB)):
+            if asked and hosts.is_first():
+                try:
+                    self.all.append(tracker(config, workdir, step))
+                except OSError as error:
+                    self.say_given_up(tracker, error)
+
+    def say_given_up(self, kind: type[Tracker], error: OSError) -> None:
+        self.say(f'{kind.__name__} cannot be written ({files.reason(error)}): the run goes on without it')
+
+    def tell(self, tracker: Tracker, what: Callable[[Tracker], None]) -> None:
+        """`what` with a tracker, which is given up if it cannot write."""
+        try:
+            what(tracker)
+        except OSError as error:
+            self.all = [other for other in self.all if other is not tracker]
+            with contextlib.suppress(OSError):
+                tracker.close()
+            self.say_given_up(type(tracker), error)
 
     def samples(self, step: int, dataset: Any, images: jax.Array, labels: jax.Array) -> None:
         """What the network sees of a training batch: normalised, augmented `images`."""
@@ -153,31 +195,35 @@ class Trackers:
             pixels = to_pixels(jax.device_get(images[:number]), dataset.mean, dataset.std)
             captions = [dataset.classes[label] for label in jax.device_get(labels[:number])]
             for tracker in self.all:
-                tracker.images(step, 'augmented', pixels, captions)
+                self.tell(tracker, lambda tracker: tracker.images(step, 'augmented', pixels, captions))
 
     def epoch(self, line: dict[str, Any], student: Variables) -> None:
         """An evaluated epoch: its line of metrics.jsonl, and histograms of the weights if they are due."""
         epoch, step = line['epoch'], line['step']
         values = {name: value for name, value in line.items() if name not in ('epoch', 'step')}
         with_histograms = self.config.log.histograms and self.due(epoch, self.config.log.histograms)
-        for tracker in self.all:
-            if self.due(epoch, tracker.every):
-                tracker.scalars(step, values)
+
+        def write(tracker: Tracker) -> None:
             if with_histograms:
                 for path, leaf in jax.tree_util.tree_leaves_with_path(student['params']):
                     name = '/'.join(key.key for key in path)
                     tracker.histogram(step, f'weights/{name}', np.asarray(leaf).ravel())
+            if self.due(epoch, tracker.every):
+                tracker.scalars(step, values)
+
+        for tracker in self.all:
+            self.tell(tracker, write)
 
     def due(self, epoch: int, every: int) -> bool:
         return epoch % every == 0 or epoch in (1, self.epochs)
 
     def finish(self, summary: dict[str, Any]) -> None:
         for tracker in self.all:
-            tracker.finish(summary)
+            self.tell(tracker, lambda tracker: tracker.finish(summary))
 
     def close(self) -> None:
         for tracker in self.all:
-            tracker.close()
+            self.tell(tracker, lambda tracker: tracker.close())
 
 
 def to_pixels(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -41,6 +41,18 @@ from jointrd_jax.teacher import Teacher
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
 
+class Plan(NamedTuple):
+    """A run that nothing is known to be wrong with.
+
+    `teacher` is the frozen one that the config names; None if none is needed or it is to be trained first.
+    """
+
+    dataset: data.Dataset
+    student: Network
+    method: Method
+    teacher: Teacher | None
+
+
 class Diverged(Exception):
     """A loss term was not finite: {'step': which step, 'term': which term}."""
 
@@ -59,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
       Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
     workdir = Path(workdir).absolute()
-    dataset, student, method = prepare(config, workdir)
+    plan = prepare(config, workdir)
     reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
     try:
         with hosts.only_first(files.owned(workdir)):
@@ -69,20 +81,20 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
             summary = runs.read_summary(workdir)
             hosts.sync('workdir read')
             if summary is None:
-                summary = Trainer(config, workdir, dataset, student, method, reporter).train()
+                summary = Trainer(config, workdir, plan, reporter).train()
             else:
                 reporter.say(f'{workdir} is finished already')
     finally:
-        dataset.close()
+        plan.dataset.close()
     report(summary, reporter)
     return summary
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: Path) -> tuple[data.Dataset, Network, Method]:
+def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
     """Everything that can be refused without making or compiling anything; the caller closes the dataset.
 
     Raises:
-      UserError: anything wrong with the config, the data, or what is in `workdir`.
+      UserError: anything wrong with the config, the data, the teacher, or what is in `workdir`.
     """
     config_lib.validate(config)
     hosts.agree(config_lib.flatten(config))
@@ -94,10 +106,13 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> tuple[data.Data
         method = build.method(config, student)
         checks.workdir(config, workdir)
         checks.restore(config, student, dataset)
+        teacher = None
+        if config.procedure in config_lib.NEEDS_TEACHER and config.teacher.path:
+            teacher = teacher_lib.load(config, Path(config.teacher.path), dataset, student, method)
     except BaseException:
         dataset.close()
         raise
-    return dataset, student, method
+    return Plan(dataset, student, method, teacher)
 
 
 def report(summary: dict[str, Any], reporter: Reporter) -> None:
@@ -117,11 +132,10 @@ class Trainer:
         self,
         config: ml_collections.ConfigDict,
         workdir: Path,
-        dataset: data.Dataset,
-        student: Network,
-        method: Method,
+        plan: Plan,
         reporter: Reporter,
     ):
+        dataset, student, method, _ = plan
         self.config, self.workdir, self.dataset, self.method, self.reporter = config, workdir, dataset, method, reporter
         self.started = time.monotonic()
         self.devices = step_lib.mesh()
@@ -129,7 +143,7 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.resident = step_lib.replicate(dataset.resident, self.devices)
         self.trains_teacher = config.procedure == 'jointrd_scratch'
-        self.teacher = self.find_teacher(student) if config.procedure in config_lib.NEEDS_TEACHER else None
+        self.teacher = self.find_teacher(plan) if config.procedure in config_lib.NEEDS_TEACHER else None
         if self.trains_teacher:
             teacher_network = build.resnet(config, len(dataset.classes), AXIS)
         else:
@@ -165,13 +179,15 @@ class Trainer:
         train_step = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices)
         return self.reporter.first_call('compiling the training step', train_step)
 
-    def find_teacher(self, student: Network) -> Teacher:
+    def find_teacher(self, plan: Plan) -> Teacher:
         """The frozen teacher, trained first if no run is named, and evaluated here."""
-        path = Path(self.config.teacher.path) if self.config.teacher.path else self.workdir / 'teacher'
-        if not self.config.teacher.path and runs.read_summary(path) is None:
-            self.reporter.say(f'training the teacher first, in {path}')
-            run(teacher_lib.recipe(self.config), path, self.reporter.child('teacher'))
-        teacher = teacher_lib.load(self.config, path, self.dataset, student, self.method)
+        teacher = plan.teacher
+        if teacher is None:
+            path = self.workdir / 'teacher'
+            if runs.read_summary(path) is None:
+                self.reporter.say(f'training the teacher first, in {path}')
+                run(teacher_lib.recipe(self.config), path, self.reporter.child('teacher'))
+            teacher = teacher_lib.load(self.config, path, self.dataset, plan.student, self.method)
         eval_step = step_lib.make_eval_step(self.dataset, Networks(teacher.network), ())  # as its own run compiled it
         with self.reporter.waiting('evaluating the teacher'):
             accuracies = self.evaluate(eval_step, teacher.variables)
@@ -179,7 +195,7 @@ class Trainer:
             raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
         top1 = accuracies['top1']
         teacher_lib.check_record(teacher, top1, self.config.teacher.which, self.dataset)
-        self.reporter.say(f'teacher {path}: top-1 {top1:.2f} %')
+        self.reporter.say(f'teacher {teacher.origin}: top-1 {top1:.2f} %')
         return teacher._replace(top1=top1)
 
     def evaluate(
@@ -269,8 +285,8 @@ class Trainer:
         checkpoints.say = self.reporter.say
         try:
             self.begin(checkpoints)
-            self.trackers = trackers.Trackers(self.config, self.workdir, int(self.state.step))
-            with contextlib.closing(self.trackers):
+            self.trackers = trackers.Trackers(self.config, self.workdir, int(self.state.step), self.reporter.say)
+            with contextlib.closing(self.trackers), contextlib.ExitStack() as self.until_written:
                 while True:
                     try:
                         self.advance(checkpoints)
@@ -325,7 +341,7 @@ class Trainer:
                 self.probe.look(step, *inputs)
                 self.state, seen = self.train_steps[self.mixes(step)](*inputs)
                 if step == first:  # compiled: from here on there is something to lose
-                    stack.enter_context(signals.work_at_stake())
+                    self.until_written.enter_context(signals.work_at_stake())
                 step += 1
                 self.reporter.step(step)
                 if step % WATCH_STEPS == 0:
@@ -406,23 +422,24 @@ class Trainer:
         self.reporter.say(f'{error}: back to step {to}, learning rate x {float(scale):g}')
 
     def end_epoch(self, step: int) -> bool:
-        """Evaluate, keep the best, and write the epoch's line, if that is due and was not done yet.
+        """At the end of an epoch: evaluate if that is due, keep the best, and write the epoch's line, once.
 
         Left undone (False) if a stop is asked for meanwhile; the run does it first when it is continued.
         """
         epoch, since = divmod(step, self.steps_per_epoch)
-        due = step and not since and (epoch % self.config.eval_every == 0 or step == self.total_steps)
-        if not due or self.history['last'].get('step') == step:
+        if not step or since or self.history['last'].get('step') == step:
             return False
-        learned = self.state.learned_teacher
-        frozen = self.frozen['variables'] if self.frozen and self.config.eval_hybrids else None
-        with self.reporter.waiting('evaluating'):
-            accuracies = self.evaluate(self.eval_step, self.state.student, learned or frozen)
-        if accuracies is None:
-            return False
-        if accuracies['top1'] > self.history['best_top1']:
-            self.best = step_lib.copy(self.state.student)
-            self.history |= {'best_top1': accuracies['top1'], 'best_epoch': epoch}
+        accuracies = {}
+        if epoch % self.config.eval_every == 0 or step == self.total_steps:
+            learned = self.state.learned_teacher
+            frozen = self.frozen['variables'] if self.frozen and self.config.eval_hybrids else None
+            with self.reporter.waiting('evaluating'):
+                accuracies = self.evaluate(self.eval_step, self.state.student, learned or frozen)
+            if accuracies is None:
+                return False
+            if accuracies['top1'] > self.history['best_top1']:
+                self.best = step_lib.copy(self.state.student)
+                self.history |= {'best_top1': accuracies['top1'], 'best_epoch': epoch}
         method = self.method if self.mixes(step - 1) else self.method.without_mixing()
         rate = float(self.schedule(step - 1)) * float(self.state.rate_scale)
         line = {'epoch': epoch, 'step': step, 'learning_rate': rate}
@@ -432,7 +449,9 @@ class Trainer:
         line |= {name: float(self.state.sums[name]) / self.steps_per_epoch for name in names}
         line |= self.probe.take()
         line |= accuracies
-        line |= {'best_top1': self.history['best_top1'], 'images_per_second': self.history['images_per_second']}
+        if self.history['best_epoch']:
+            line['best_top1'] = self.history['best_top1']
+        line['images_per_second'] = self.history['images_per_second']
         kept = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
         self.history['last'] = {'step': step, **kept}
         self.history['lines'] = [*self.history['lines'], json.dumps(line)]

@@ -18,7 +18,7 @@ import pytest
 from conftest import QUICK_FLAGS, ROOT
 from faults import LONG, Stopping, outcome, small_config, stop
 
-from jointrd_jax import errors, files, runs, signals, train
+from jointrd_jax import errors, files, runs, signals, trackers, train
 from jointrd_jax.checkpoint import Checkpoints
 
 BOUND = 300  # seconds; everything here takes a few on a quiet machine
@@ -132,6 +132,29 @@ def test_a_signal_to_one_of_two_hosts_stops_both_at_one_step(tmp_path, command):
     assert steps == {str(Checkpoints(tmp_path).newest_intact())}
 
 
+def test_signal_while_the_last_checkpoint_is_written(tmp_path):
+    """The steps are done, the summary is not there: the run finishes."""
+    script = f"""
+import os, signal, sys, time
+sys.path.insert(0, 'tests')
+from pathlib import Path
+from faults import small_config
+from jointrd_jax import checkpoint, signals, train
+seal = checkpoint.seal
+def interrupted(directory):
+    if directory.name.startswith('40.'):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    seal(directory)
+checkpoint.seal = interrupted
+with signals.handled():
+    train.run(small_config(), Path({str(tmp_path / 'run')!r}))
+"""
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=BOUND)
+    assert done.returncode == 0 and 'SIGTERM: finishing' in done.stderr, done.stderr
+    assert runs.read_summary(tmp_path / 'run') and Checkpoints(tmp_path / 'run').newest_intact() == 40
+
+
 # kill -9.
 
 
@@ -180,9 +203,44 @@ def test_every_file_of_every_checkpoint_damaged_stops_naming_it(stopped, tmp_pat
         victim.unlink()
     with pytest.raises(errors.UserError, match=f'no intact checkpoint in .*{victims[30]} is missing'):
         train.run(small_config(), run)
-    with pytest.raises(errors.UserError, match='no intact checkpoint'):
+    with pytest.raises(errors.UserError, match=f'{victims[30]} is missing; to have it made again, delete'):
         runs.load(run)
     assert len(Checkpoints(run).steps()) == 3  # nothing was deleted
+
+
+def test_what_is_used_elsewhere_is_the_newest_checkpoint_or_an_error(stopped, tmp_path, quiet):
+    """Exports and teachers must be what the summary speaks of: no older checkpoint, no other weights."""
+    run = copied(stopped[0], tmp_path / 'run')
+    train.run(small_config(), run, quiet)
+    newest = Checkpoints(run).directory / '40'
+    metadata = newest / 'meta' / 'metadata'
+    whole = metadata.read_bytes()
+    metadata.write_bytes(whole + b' ')
+    with pytest.raises(errors.UserError, match=f'{metadata} is not what was written; to have it made again, delete'):
+        runs.load(run)
+    metadata.write_bytes(whole)
+    runs.load(run)
+    summary = runs.read_summary(run)
+    files.write_json(run / runs.SUMMARY, summary | {'student_digest': '0' * 64})
+    with pytest.raises(errors.UserError, match='weights of step 40 .* are not those that its summary.json records'):
+        runs.load(run)
+    (run / runs.SUMMARY).unlink()
+    metadata.unlink()
+    subprocess.run(['rm', '-r', newest], check=True)  # as the message says
+    train.run(small_config(), run, quiet)
+    assert outcome(run) == stopped[1]
+
+
+def test_what_is_not_a_checkpoint_is_left_alone(stopped, tmp_path, quiet):
+    run = copied(stopped[0], tmp_path / 'run')
+    notes, copy = Checkpoints(run).directory / 'notes.txt', Checkpoints(run).directory / '24.bak'
+    notes.write_text('mine')
+    copied(Checkpoints(run).directory / '24', copy)
+    for stops_at in (33, 36):
+        stop(small_config(), run, Stopping(stops_at))
+    train.run(small_config(), run, quiet)
+    assert notes.read_text() == 'mine' and list(copy.iterdir())
+    assert outcome(run) == stopped[1]
 
 
 def damages(data: bytes):
@@ -306,6 +364,21 @@ def test_disk_filled_by_another_while_a_checkpoint_is_written(small_disk, comman
     ballast.unlink()
     process = command(run, 'epochs=900', 'checkpoint.every_steps=50')
     wait_for(lambda: checkpointed(run), process)
+
+
+def test_disk_full_for_tensorboard(small_disk):
+    """It is given up, said once, and the run goes on."""
+    said = []
+    tracker = trackers.Trackers(small_config(log__tensorboard=1, epochs=9), small_disk, 0, said.append)
+    tracker.epoch({'epoch': 1, 'step': 1, 'loss': 1.0}, {'params': {}})
+    with (small_disk / 'ballast').open('wb', buffering=0) as ballast, contextlib.suppress(OSError):
+        while ballast.write(b'0' * 512):
+            pass
+    for epoch in range(2, 9):
+        tracker.epoch({'epoch': epoch, 'step': epoch, **{f'term{i}': 1.0 for i in range(300)}}, {'params': {}})
+    tracker.finish({'steps': 9, 'last_top1': 1.0, 'best_top1': 1.0})
+    tracker.close()
+    assert said == ['TensorBoard cannot be written (No space left on device): the run goes on without it']
 
 
 def test_disk_full_in_small_files(small_disk):

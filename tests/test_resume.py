@@ -1,8 +1,13 @@
 """An interrupted run ends as an undisturbed one: the same weights, metrics lines and best checkpoint."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+import sklearn.datasets
+from conftest import QUICK_FLAGS, ROOT
 from faults import LONG, Stopping, outcome, run_with_stops, small_config, stop
 
 from jointrd_jax import errors, files, runs, train
@@ -102,6 +107,51 @@ def test_harmless_changes_are_allowed(tmp_path, quiet):
     stop(small_config(), tmp_path / 'run', Stopping(20))
     train.run(small_config(checkpoint__every_steps=3, checkpoint__keep=5), tmp_path / 'run', quiet)
     assert outcome(tmp_path / 'run') == outcome(tmp_path / 'undisturbed')
+
+
+def test_changed_data_is_refused(tmp_path, quiet, monkeypatch):
+    """One pixel of one image."""
+    stop(small_config(), tmp_path / 'run', Stopping(20))
+    load = sklearn.datasets.load_digits
+
+    def changed():
+        digits = load()
+        digits.images[7, 3, 3] += 1
+        return digits
+
+    monkeypatch.setattr(sklearn.datasets, 'load_digits', changed)
+    with pytest.raises(errors.UserError, match=r'would not continue as it began .*data contents: \w+ then, \w+ now'):
+        train.run(small_config(), tmp_path / 'run', quiet)
+
+
+def test_changed_compiler_flags_are_refused(tmp_path, quiet, monkeypatch):
+    """They change the rounding; the number of virtual devices among them is judged as that of devices."""
+    stop(small_config(), tmp_path / 'run', Stopping(20))
+    monkeypatch.setenv('XLA_FLAGS', f'{os.environ["XLA_FLAGS"]} --xla_cpu_enable_fast_math=true')
+    with pytest.raises(errors.UserError, match='XLA_FLAGS: .* now'):
+        train.run(small_config(), tmp_path / 'run', quiet)
+
+
+@pytest.mark.parametrize('batch_norm', ['local', 'global'])
+def test_another_number_of_devices(batch_norm, tmp_path, quiet):
+    """Four here, one there: the same result but for rounding if BatchNorm is over all of them, else refused."""
+    run = tmp_path / 'run'
+    stop(small_config(batch_norm=batch_norm), run, Stopping(20))
+    script = f"""
+from pathlib import Path
+from jointrd_jax import runs, train
+run = Path({str(run)!r})
+train.run(runs.read_config(run), run)
+"""
+    flags = {'XLA_FLAGS': f'{QUICK_FLAGS} --xla_force_host_platform_device_count=1'}
+    done = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, env=os.environ | flags
+    )
+    if batch_norm == 'local':
+        assert '(devices: 4 x cpu then, 1 x cpu now)' in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert runs.read_summary(run)['changes_on_resume'] == ['devices: 4 x cpu then, 1 x cpu now']
 
 
 def test_changed_code_is_refused(tmp_path, quiet, monkeypatch):

@@ -38,7 +38,7 @@ def test_the_term_at_fault_is_named(procedure, tmp_path, quiet):
     whole = runs.load(tmp_path / 'whole')
     head = jax.tree.map(lambda leaf: leaf * np.nan, whole.variables['params']['head'])
     broken = {**whole.variables, 'params': {**whole.variables['params'], 'head': head}}
-    runs.save(tmp_path / 'broken', config, broken, whole.data, whole.summary)
+    runs.save(tmp_path / 'broken', config, broken, whole.data, whole.summary | {'student_digest': ''})
     config.restore = str(tmp_path / 'broken')
     with pytest.raises(errors.NotFinite, match='^ce/student is not finite at step 0; there is no checkpoint yet'):
         train.run(config, tmp_path / 'run', quiet)

@@ -130,6 +130,7 @@ def test_unfitting_teacher_is_refused(teacher_run, tmp_path, overrides, message)
     config = tiny_config(teacher__path=str(teacher_run), **overrides)
     with pytest.raises(UserError, match=message):
         train.run(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_teacher_below_its_record_is_refused(teacher_run, tmp_path):
@@ -144,6 +145,33 @@ def test_teacher_below_its_record_is_refused(teacher_run, tmp_path):
 def test_teacher_that_is_none(tmp_path):
     with pytest.raises(UserError, match='is not a run directory'):
         train.run(tiny_config(teacher__path=str(tmp_path)), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_teacher_for_other_classes_is_refused(teacher_run, tmp_path, monkeypatch):
+    load = data.digits.load
+
+    def renamed(config):
+        dataset = load(config)
+        dataset.classes = ('zero', *dataset.classes[1:])
+        return dataset
+
+    monkeypatch.setattr(data.digits, 'load', renamed)
+    with pytest.raises(UserError, match=f"teacher {teacher_run} calls class 0 '0' but the dataset .* calls it 'zero'"):
+        train.run(tiny_config(teacher__path=str(teacher_run)), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_one_stage_needs_taps(tmp_path):
+    with pytest.raises(UserError, match='one stage .* set config.mix.taps'):
+        train.run(tiny_config(model__stage_sizes=(2,)), tmp_path / 'run')
+
+
+def test_every_epoch_has_its_line_and_some_an_evaluation(tmp_path, quiet):
+    train.run(tiny_config(procedure='plain', epochs=3, eval_every=2), tmp_path / 'run', quiet)
+    lines = metrics(tmp_path / 'run')
+    assert [line['epoch'] for line in lines] == [1, 2, 3] and all(line['loss'] > 0 for line in lines)
+    assert ['top1' in line for line in lines] == [False, True, True]
 
 
 def test_batches_must_divide_and_fit(tmp_path):
