@@ -11,9 +11,9 @@ import jax
 
 def cache_directory() -> Path:
     """Where compiled programs are kept: $JOINTRD_CACHE_DIR, or jointrd_jax under the user's cache directory."""
-    chosen = os.environ.get('JOINTRD_CACHE_DIR')
-    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(chosen) if chosen else Path(base) / 'jointrd_jax'
+    if chosen := os.environ.get('JOINTRD_CACHE_DIR'):
+        return Path(chosen)
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'jointrd_jax'
 
 
 def configure() -> None:

@@ -336,7 +336,7 @@ class Trainer:
                 self.save(checkpoints, step)
             while step < self.total_steps and not self.stop_asked(step):
                 inputs = self.state, self.frozen, self.resident, put(next(batches), self.devices)
-                if step == 0:
+                if step == 0 and not self.history['rollbacks']:
                     self.show_samples(inputs[-1])
                 self.probe.look(step, *inputs)
                 self.state, seen = self.train_steps[self.mixes(step)](*inputs)
