@@ -147,7 +147,7 @@ def convert(
     Raises:
       UserError: `path` holds no network, `out` holds something already, or they do not fit together.
     """
-    from jointrd_jax import files, runs, weights
+    from jointrd_jax import files, provenance, runs, weights
 
     path, out = Path(path), Path(out)
     if out.is_file() or (out.exists() and any(out.iterdir())):
@@ -177,7 +177,7 @@ def convert(
             'shortcuts': source.config.model.shortcuts,
             'dirac': source.config.model.dirac,
             'student_digest': runs.digest(source.variables),
-            'versions': runs.versions(),
+            'versions': provenance.versions(),
         }
         with files.appearing(out) as directory:
             runs.save(directory, source.config, source.variables, source.data, summary)

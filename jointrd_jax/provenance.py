@@ -1,8 +1,10 @@
 """What besides the config decides a run's result: the code, the packages, the devices, the data."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -14,11 +16,21 @@ from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+RECORDED = ('jointrd_jax', *PACKAGES, 'orbax-checkpoint')  # in summaries and exports
 DECODERS = ('grain', 'opencv-python-headless', 'pillow', 'simplejpeg')  # decide the pixels of streamed images
 # Modules whose text decides what a step computes, and when.
 CODE = ('build', 'config', 'data', 'evaluation', 'joint', 'losses', 'models', 'runtime', 'step', 'train')
 DEVICES = 'devices'
 DEVICE_COUNT_FLAG = '--xla_force_host_platform_device_count='  # counted in `DEVICES`
+
+
+def versions(packages: Iterable[str] = RECORDED) -> dict[str, str]:
+    """{package: version} of those that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def code_digests() -> dict[str, str]:
@@ -35,9 +47,8 @@ LOADED = code_digests()  # at import: what runs, also when a file is edited mean
 
 def provenance(dataset: Dataset) -> dict[str, str]:
     """{what: its state}, kept with every checkpoint and compared when a run is continued."""
-    there = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
     packages = PACKAGES if dataset.resident else PACKAGES + DECODERS
-    found = {f'package {name}': there[name] for name in packages if name in there}
+    found = {f'package {name}': version for name, version in versions(packages).items()}
     found |= {f'code of jointrd_jax.{name}': digest for name, digest in LOADED.items()}
     found[DEVICES] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     flags = os.environ.get('XLA_FLAGS', '').split()

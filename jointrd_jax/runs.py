@@ -8,7 +8,6 @@ teacher/         the run directory of the teacher, if it was trained along
 """
 
 import hashlib
-import importlib.metadata
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,6 @@ from jointrd_jax.models import Network, Variables
 
 CONFIG, METRICS, SUMMARY = 'config.json', 'metrics.jsonl', 'summary.json'
 MAX_SIDE = 1 << 16  # of images
-PACKAGES = ('jointrd_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 class Run(NamedTuple):
@@ -56,17 +54,6 @@ def digest(variables: Variables) -> str:
         sha.update(f'{path} {array.dtype} {array.shape}\n'.encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that decide a result."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def read_config(path: Path) -> ml_collections.ConfigDict:

@@ -154,7 +154,9 @@ class Trainer:
             margin = step_lib.margin(self.teacher.network, self.teacher.variables) if method.distill_weight else None
             self.frozen = step_lib.replicate({'variables': self.teacher.variables, 'margin': margin}, self.devices)
         self.provenance = provenance.provenance(dataset)
-        self.mix = np.asarray(self.mixing_weight(np.arange(config.epochs)))  # once: the loop must not wait for a device
+        self.mix = np.asarray(
+            jax.jit(self.mixing_weight)(np.arange(config.epochs))
+        )  # once: the loop waits for no device
         self.schedule = build.learning_rate(config, self.steps_per_epoch)
         self.optimizer = build.optimizer(config, self.schedule)
         hybrids = method.taps if config.eval_hybrids else ()
@@ -497,7 +499,7 @@ class Trainer:
             'changes_on_resume': self.history['changes'],
             'student_digest': runs.digest(jax.device_get(self.state.student)),
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-            'versions': runs.versions(),
+            'versions': provenance.versions(),
         }
         if hosts.is_first():
             files.write_json(self.workdir / runs.SUMMARY, summary)

@@ -10,7 +10,6 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-import sklearn.datasets
 from absl import flags
 from conftest import ROOT, shipped_config
 from faults import LONG
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from jointrd_jax import build, cli, config as config_lib, step as step_lib, train
+from jointrd_jax.data import digits
 from jointrd_jax.errors import UserError
 
 SHIPPED = sorted(path.stem for path in Path(ROOT, 'configs').glob('*.py'))
@@ -72,7 +72,7 @@ def changes(draw) -> dict:
 def digits_once():
     """The real images, read once: the fuzz is of the config."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, 'load_digits', functools.cache(sklearn.datasets.load_digits))
+        patch.setattr(digits, 'read', functools.cache(digits.read))
         yield
 
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-import sklearn.datasets
 from conftest import QUICK_FLAGS, ROOT
 from faults import LONG, Stopping, outcome, run_with_stops, small_config, stop
 
 from jointrd_jax import errors, files, runs, train
 from jointrd_jax.checkpoint import Checkpoints
+from jointrd_jax.data import digits
 
 # procedure: config; the long form (see faults.LONG) has all of them
 PROCEDURES = {
@@ -112,14 +112,9 @@ def test_harmless_changes_are_allowed(tmp_path, quiet):
 def test_changed_data_is_refused(tmp_path, quiet, monkeypatch):
     """One pixel of one image."""
     stop(small_config(), tmp_path / 'run', Stopping(20))
-    load = sklearn.datasets.load_digits
-
-    def changed():
-        digits = load()
-        digits.images[7, 3, 3] += 1
-        return digits
-
-    monkeypatch.setattr(sklearn.datasets, 'load_digits', changed)
+    images, labels = digits.read()
+    images[7, 3, 3] += 1
+    monkeypatch.setattr(digits, 'read', lambda: (images, labels))
     with pytest.raises(errors.UserError, match=r'would not continue as it began .*data contents: \w+ then, \w+ now'):
         train.run(small_config(), tmp_path / 'run', quiet)
 

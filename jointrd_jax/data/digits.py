@@ -1,5 +1,8 @@
 """scikit-learn's handwritten digits: 1,797 real 8x8 images that come with its package (no download)."""
 
+import importlib.util
+from pathlib import Path
+
 import ml_collections
 import numpy as np
 
@@ -8,13 +11,27 @@ from jointrd_jax.data.base import InMemory
 TEST_SIZE = 500
 
 
+def read() -> tuple[np.ndarray, np.ndarray]:
+    """(images [1797, 8, 8] of 0..16, labels [1797]) as `sklearn.datasets.load_digits` has them.
+
+    From the same file, without importing scikit-learn, which takes longer than all else before the first compilation.
+    """
+    package = importlib.util.find_spec('sklearn').submodule_search_locations[0]
+    path = Path(package, 'datasets', 'data', 'digits.csv.gz')
+    if not path.is_file():  # another version of scikit-learn keeps it elsewhere, but has it
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        return bunch.images, bunch.target
+    table = np.loadtxt(path, delimiter=',')
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+
+
 def load(config: ml_collections.ConfigDict) -> InMemory:
     """1,297 training and 500 test images, split once and for all by a fixed permutation."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.round(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
-    labels = bunch.target.astype(np.int32)
+    images, labels = read()
+    images = np.round(images[..., None] * (255 / 16)).astype(np.uint8)
+    labels = labels.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = order[:TEST_SIZE], order[TEST_SIZE:]
     classes = tuple(str(digit) for digit in range(10))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jointrd_jax import data, files, fold, runs, weights
+from jointrd_jax import data, files, fold, provenance, runs, weights
 from jointrd_jax.errors import UserError, choice_error, require
 from jointrd_jax.export import card, onnx_graph, quantise, stablehlo, tflite
 from jointrd_jax.export.runner import Runner
@@ -286,7 +286,7 @@ def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any
         'verified_on': f'{images} {"test images of " + run.data["dataset"] if job.dataset else "random images"}',
         'checkpoint_top1': top1,
         'artifacts': artifacts,
-        'versions': runs.versions(),
+        'versions': provenance.versions(),
     }
     files.write_json(directory / 'export.json', record)
     files.write_atomically(directory / 'README.md', card.text(record))

@@ -4,6 +4,7 @@ import pytest
 from conftest import tiny_config
 
 from jointrd_jax import data
+from jointrd_jax.data import digits
 from jointrd_jax.errors import UserError
 
 
@@ -51,3 +52,11 @@ def test_normalised_and_augmented_by_key_alone():
     assert abs(float(plain.mean())) < 0.2 and 0.8 < float(plain.std()) < 1.2
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
+
+
+def test_read_as_scikit_learn_reads_them():
+    from sklearn.datasets import load_digits
+
+    images, labels = digits.read()
+    np.testing.assert_array_equal(images, load_digits().images)
+    np.testing.assert_array_equal(labels, load_digits().target)
