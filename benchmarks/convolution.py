@@ -14,28 +14,42 @@ import jax.numpy as jnp
 
 from jointrd_jax import models
 
-BATCH, ROUNDS, CALLS = 32, 15, 50
-MAPS = [(1, 64), (2, 32), (2, 64), (4, 16), (4, 32), (8, 8), (8, 16)]  # side, channels
+BATCH, ROUNDS, ROUND_SECONDS = 32, 15, 0.05
+MAPS = [
+    (1, 64),
+    (1, 512),
+    (2, 32),
+    (2, 128),
+    (2, 512),
+    (3, 32),
+    (4, 16),
+    (4, 24),
+    (4, 32),
+    (4, 128),
+    (8, 8),
+    (8, 16),
+]  # side, channels
 
 
-def loss(largest_map: int):
-    """A compiled forward and backward pass in which maps of at most `largest_map` positions are matrix products."""
+def loss(as_product: bool):
+    """A compiled forward and backward pass by a matrix product or by XLA's convolution."""
 
     def function(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        models.SMALL_MAP, kept = largest_map, models.SMALL_MAP
+        models.as_product, kept = lambda *_: as_product, models.as_product
         try:
             return jnp.square(models.convolve(x, kernel, 1)).sum()
         finally:
-            models.SMALL_MAP = kept
+            models.as_product = kept
 
     return jax.jit(jax.grad(function, argnums=(0, 1)))
 
 
-def seconds(function, *arguments) -> float:
+def seconds(function, calls: int, *arguments) -> float:
+    """Of one call."""
     began = time.perf_counter()
-    for _ in range(CALLS):
+    for _ in range(calls):
         jax.block_until_ready(function(*arguments))
-    return (time.perf_counter() - began) / CALLS
+    return (time.perf_counter() - began) / calls
 
 
 def main() -> None:
@@ -44,11 +58,12 @@ def main() -> None:
     for side, channels in MAPS:
         x = jax.random.normal(jax.random.key(0), (BATCH, side, side, channels))
         kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
-        functions = loss(0), loss(10**6)
+        functions = loss(False), loss(True)
         jax.block_until_ready([function(x, kernel) for function in functions])
+        calls = [max(1, round(ROUND_SECONDS / seconds(function, 1, x, kernel))) for function in functions]
         times = [[], []]
-        for _, (function, kept) in itertools.product(range(ROUNDS), tuple(zip(functions, times))):
-            kept.append(seconds(function, x, kernel))
+        for _, (function, number, kept) in itertools.product(range(ROUNDS), tuple(zip(functions, calls, times))):
+            kept.append(seconds(function, number, x, kernel))
         ratio = statistics.median(a / b for a, b in zip(*times))
         convolution, product = (1e6 * statistics.median(kept) for kept in times)
         print(f'{side}x{side} {channels:12} {convolution:15.0f} {product:18.0f} {ratio:6.2f}')

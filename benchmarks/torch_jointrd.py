@@ -25,6 +25,7 @@ from torch import nn
 from jointrd_jax import benchmark
 
 FORMS = ('eager', 'best')
+PROCEDURES = ('resnet', 'plain', 'jointrd', 'feature_kd')  # whose work is written here
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
@@ -174,13 +175,17 @@ class Stepper:
 def main(*_) -> None:
     jax.config.update('jax_enable_compilation_cache', False)
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # the fastest kernel for each shape
+    procedures = benchmark.PROCEDURE_LIST.value.split(',')
+    if other := set(procedures) - set(PROCEDURES):
+        raise app.UsageError(f'--procedures={",".join(sorted(other))}: in PyTorch there are {", ".join(PROCEDURES)}')
     shapes = benchmark.SHAPES.value or (
         benchmark.CPU_SHAPES if jax.default_backend() == 'cpu' else benchmark.GPU_SHAPES
     )
     devices = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
     rows = []
     for shape in shapes.split(','):
-        for task in benchmark.synthetic_tasks(shape, benchmark.PROCEDURE_LIST.value.split(',')):
+        for task in benchmark.synthetic_tasks(shape, procedures):
             steppers = [benchmark.Stepper(task, devices), *(Stepper(task, form) for form in FORMS)]
             steppers[0].row['form'] = 'ours'
             for _, stepper in itertools.product(range(benchmark.ROUNDS.value), steppers):

@@ -37,6 +37,7 @@ PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'lo
 GPU_SHAPES, CPU_SHAPES = '18:32:128,18:32:512,34:224:256,50:224:256', '18:32:32,34:32:32,50:32:32'
 ROUND_SECONDS = 0.5
 TRACED_OPERATIONS = 16
+CIFAR_EPOCHS, CIFAR_IMAGES = 200, (50_000, 10_000)  # trained on and evaluated in every epoch
 BOOLEANS = {'true': True, 'false': False}
 
 SHAPES = flags.DEFINE_string('shapes', '', f'DEPTH:PIXELS:BATCH, ...; by default {GPU_SHAPES}, on a CPU {CPU_SHAPES}.')
@@ -272,8 +273,14 @@ def finish(rows: list[dict[str, Any]], peak: dict[str, float]) -> None:
     plain = {row['shape']: row for row in rows if row['procedure'] == 'plain' and not row['compiler_option']}
     default = {(row['shape'], row['procedure']): row for row in rows if not row['compiler_option']}
     for row in rows:
+        row['images_per_second'] = round(row['batch_size'] / row['step_ms'] * 1e3, 1)
+    for row in rows:
         seconds, flops, traffic = row['step_ms'] / 1e3, row['flops'], row['bytes']
-        row['images_per_second'] = round(row['batch_size'] / seconds, 1)
+        evaluation = default.get((row['shape'], EVALUATE))
+        if ':32:' in row['shape'] and evaluation and row['procedure'] != EVALUATE:
+            rates = row['images_per_second'], evaluation['images_per_second']
+            epoch = sum(images / rate for images, rate in zip(CIFAR_IMAGES, rates))
+            row['cifar_minutes'] = round(CIFAR_EPOCHS * epoch / 60, 1)
         if flops and flops > 0:
             row['flops_per_second'] = flops / seconds
             row['share_of_peak'] = round(flops / seconds / peak['flops_per_second'], 3)
@@ -296,7 +303,8 @@ COLUMNS = {
     'shape': 'shape', 'procedure': 'procedure', 'compile_seconds': 'compile s', 'step_ms': 'step ms',
     'spread_ms': 'quartiles', 'images_per_second': 'images/s', 'time_to_plain': 'time/plain',
     'flops_to_plain': 'flops/plain', 'share_of_peak': 'of peak', 'share_of_roofline': 'of roofline',
-    'memory_bytes': 'memory MB', 'compiler_option': 'compiler option', 'time_to_default': 'time/default',
+    'cifar_minutes': '200 CIFAR epochs, min', 'memory_bytes': 'memory MB',
+    'compiler_option': 'compiler option', 'time_to_default': 'time/default',
 }  # fmt: skip
 
 

@@ -25,7 +25,6 @@ STAGE_SIZES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 BOTTLENECK_DEPTHS = (50,)
 BOTTLENECK_EXPANSION = 4
 
-SMALL_MAP = 16  # positions; see `convolve`
 
 Variables = dict[str, Any]
 
@@ -44,15 +43,24 @@ def dirac_delta(shape: Sequence[int], dtype: Any) -> jax.Array:
     return jnp.zeros(shape, dtype).at[height // 2, width // 2].set(jnp.eye(inputs, outputs, dtype=dtype))
 
 
+def as_product(height: int, width: int, channels: int) -> bool:
+    """Whether a convolution of such a map is one matrix product over its shifted copies: quicker on the CPU backend.
+
+    XLA's convolution there is 4 to 60 times slower on maps of up to 2x2, and quicker from 3x3 on unless there are few
+    channels (benchmarks/convolution.py).
+    """
+    positions = height * width
+    return jax.default_backend() == 'cpu' and (positions <= 4 or positions * channels <= 256)
+
+
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolution of `x` [B, H, W, in] with `kernel` [k, k, in, out], k odd, symmetric zero padding.
 
-    On the CPU backend, small maps go through one matrix product over the k*k shifted copies: XLA's
-    convolution there is up to 6 times slower (2x2 maps of 32 channels; benchmarks/convolution.py).
+    On the CPU backend, small maps go through one matrix product over the k*k shifted copies.
     """
     size, (height, width) = kernel.shape[0], x.shape[1:3]
     pad = size // 2
-    if jax.default_backend() != 'cpu' or height * width > SMALL_MAP:
+    if not as_product(height, width, x.shape[3]):
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
         )

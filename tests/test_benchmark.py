@@ -7,7 +7,7 @@ import sys
 
 from conftest import QUICK_FLAGS, ROOT
 
-SMALL = ['--shapes=18:8:4', '--width=4', '--rounds=2']
+SMALL = ['--shapes=18:32:4', '--width=4', '--rounds=2']
 ONLY_JAX = """
 import runpy, sys
 
@@ -36,6 +36,8 @@ def test_it_needs_nothing_but_jax_and_the_step(tmp_path):
     assert plain['time_to_plain'] == plain['flops_to_plain'] == 1
     assert 1.2 < jointrd['flops_to_plain'] < 3  # three tails, and a teacher for the distillation
     assert evaluation['flops'] < plain['flops'] / 2.5 and 'time_to_plain' not in evaluation
+    images = 50_000 / jointrd['images_per_second'] + 10_000 / evaluation['images_per_second']
+    assert abs(jointrd['cifar_minutes'] - 200 * images / 60) < 0.1
     assert all(row['step_ms'] > 0 and 0 < row['share_of_peak'] for row in result['rows'])
     assert result['peak']['flops_per_second'] > 0 and 'jointrd' in done.stdout
 
@@ -60,3 +62,70 @@ def test_bad_input_is_one_line():
     ):
         done = start('-m', 'jointrd_jax.benchmark', *SMALL, *arguments)
         assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr, done.stderr
+
+
+SAME_WORK = """
+import sys
+
+import jax
+import numpy as np
+import torch
+from absl import flags
+
+sys.path.insert(0, 'benchmarks')
+import torch_jointrd
+from jointrd_jax import benchmark, joint, step
+
+flags.FLAGS(['benchmark', '--width=4'])
+
+
+def fill(layer, params, stats, conv, norm):
+    layer[0].weight.data = torch.tensor(np.asarray(params[conv]['kernel']).transpose(3, 2, 0, 1))
+    arrays = *(params[norm][name] for name in ('scale', 'bias')), *(stats[norm][name] for name in ('mean', 'var'))
+    for mine, array in zip((layer[1].weight, layer[1].bias, layer[1].running_mean, layer[1].running_var), arrays):
+        mine.data = torch.tensor(np.asarray(array))
+
+
+def fill_network(theirs, network, variables):
+    params, stats = variables['params'], variables['batch_stats']
+    fill(theirs.stem, params['stem'], stats['stem'], 'conv', 'bn')
+    for block, name in zip(theirs.blocks, network.block_names, strict=True):
+        for i, layer in enumerate(block.layers, 1):
+            fill(layer, params[name], stats[name], f'conv{i}', f'bn{i}')
+        if block.projection is not None:
+            fill(block.projection, params[name], stats[name], 'shortcut_conv', 'shortcut_bn')
+    theirs.head.weight.data = torch.tensor(np.asarray(params['head']['kernel']).T)
+    theirs.head.bias.data = torch.tensor(np.asarray(params['head']['bias']))
+
+
+for procedure in torch_jointrd.PROCEDURES:
+    (task,) = benchmark.synthetic_tasks('18:16:4', [procedure])
+    networks, method, shape = task.networks, task.method, task.dataset.image_shape
+    state = step.initial_state(jax.random.key(0), networks, method, shape, task.optimizer, False)
+    images, labels = task.dataset.fetch(task.dataset.resident, task.batch, None)
+    stepper = torch_jointrd.Stepper(task, 'eager')
+    fill_network(stepper.loss.student, networks.student, state.student)
+    given = {}
+    if networks.teacher:
+        teacher = networks.teacher.initialise(jax.random.key(7), shape)
+        fill_network(stepper.loss.frozen[0], networks.teacher, teacher)
+        given = {'teacher': teacher, 'teacher_features': networks.teacher.apply(teacher, images).features,
+                 'margin': step.margin(networks.teacher, teacher)}
+        stepper.loss.margin.data = torch.tensor(np.asarray(given['margin']))
+        for connector, path in zip(stepper.loss.connectors, joint.path_names(method.taps), strict=True):
+            fill(connector, state.params['connectors'], state.stats['connectors'], f'{path}_conv', f'{path}_bn')
+    ours, _ = joint.joint_loss(
+        state.params, state.stats, images, labels, networks=networks, method=method, mix=1.0, **given
+    )
+    pixels = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
+    theirs = stepper.loss(pixels, torch.tensor(np.asarray(labels)).long()).detach()
+    assert abs(float(ours) / float(theirs) - 1) < 1e-4, (procedure, float(ours), float(theirs))
+    print(procedure, float(ours), float(theirs))
+"""
+
+
+def test_pytorch_does_the_same_work():
+    """On the same weights and images, its loss is ours."""
+    done = start('-c', SAME_WORK)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('\n') == 4
