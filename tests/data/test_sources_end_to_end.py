@@ -1,10 +1,14 @@
-"""Training runs on every kind of source, and a run that is cut off in the middle of an epoch."""
+"""Training runs on every kind of source: what they end with, stopped or not, and how they fail."""
+
+import re
 
 import pytest
 import real_data
+from conftest import QuietReporter
+from faults import Stopping, stop
 
 from jointrd_jax import train
-from jointrd_jax.progress import Reporter
+from jointrd_jax.errors import UserError
 
 
 def config(kind, root, **fields):
@@ -33,7 +37,7 @@ def test_a_run_on_each_kind_of_source(tmp_path, kind, evaluated):
     assert 0 <= summary['last_top1'] <= 100
 
 
-class CutOff(Reporter):
+class CutOff(QuietReporter):
     """Ends the run at a step, as a kill would: nothing is saved after the last checkpoint."""
 
     def __init__(self, at):
@@ -53,3 +57,35 @@ def test_a_run_that_is_cut_off_in_an_epoch_ends_as_if_it_had_not_been(tmp_path):
         train.run(made, tmp_path / 'cut', CutOff(5))  # in the second epoch of three steps; step 4 is kept
     made.dataset.workers = 2
     assert train.run(made, tmp_path / 'cut')['student_digest'] == expected['student_digest']
+
+
+def test_bad_images_of_before_a_stop_are_counted(tmp_path):
+    root = fixture('folder', tmp_path / 'data')
+    made = config('folder', root, on_bad_image='skip')
+    bad = [min((root / split).rglob('*.jpg')) for split in ('train', 'val')]
+    whole = [file.read_bytes() for file in bad]
+    for file in bad:
+        file.write_bytes(b'')
+    stop(made, tmp_path / 'run', Stopping(5))
+    for file, content in zip(bad, whole):
+        file.write_bytes(content)
+    assert train.run(made, tmp_path / 'run', QuietReporter('run'))['skipped_images'] == 2
+
+
+class Spoiling(QuietReporter):
+    """Empties every file under a directory once the run has begun."""
+
+    def __init__(self, directory):
+        super().__init__('spoiling')
+        self.directory = directory
+
+    def step(self, step):
+        for file in self.directory.rglob('*.jpg'):
+            file.write_bytes(b'')
+
+
+def test_evaluation_images_that_all_turn_bad_are_an_error(tmp_path):
+    root = fixture('folder', tmp_path / 'data')
+    made = config('folder', root, on_bad_image='skip')
+    with pytest.raises(UserError, match=re.escape('none of its 6 evaluation images can be used any more')):
+        train.run(made, tmp_path / 'run', Spoiling(root / 'val'))
