@@ -1,5 +1,6 @@
 """Datasets too large for the device: images decoded and cropped by worker processes, step by step."""
 
+import abc
 import functools
 import logging
 import os
@@ -27,7 +28,7 @@ Bad = list[tuple[int, str]]  # (number of the image, what is wrong with it)
 logger = logging.getLogger(__name__)
 
 
-class Chunks:
+class Chunks(abc.ABC):
     """Part of a batch by its number: a pure function of it, so that any worker can make any chunk.
 
     Chunk n is rows [c * CHUNK, (c + 1) * CHUNK) of this host's share of step n // per_step, with
@@ -53,6 +54,17 @@ class Chunks:
         step, c = divmod(n, self.per_step)
         first = self.rows.start + c * self.chunk
         return step * self.batch_size + np.arange(first, min(first + self.chunk, self.rows.stop))
+
+    @abc.abstractmethod
+    def make(self, n: int) -> dict:
+        """Chunk n: arrays of one length, and what was bad in 'bad'."""
+
+    def __call__(self, n: int) -> dict:
+        """Chunk n, or {'error': text}: raised in a worker, it would leave Grain's queues in shared memory."""
+        try:
+            return self.make(n)
+        except UserError as error:
+            return {'error': str(error)}
 
     def check(self) -> None:
         """Look for an image that can be used, as far as the first where bad ones are not to be skipped.
@@ -99,7 +111,7 @@ class TrainChunks(Chunks):
             self.epoch = epoch
         return int(self.order[step * self.batch_size + row])
 
-    def __call__(self, n: int) -> dict:
+    def make(self, n: int) -> dict:
         positions, bad = self.positions(n), []
         pixels = np.empty((len(positions), self.size, self.size, 3), np.uint8)
         labels, flips = np.empty(len(positions), np.int32), np.zeros(len(positions), bool)
@@ -123,7 +135,7 @@ class EvalChunks(Chunks):
         super().__init__(*args, **kwargs)
         self.resize, self.first = resize, first
 
-    def __call__(self, n: int) -> dict:
+    def make(self, n: int) -> dict:
         positions, bad = self.positions(n), []
         pixels = np.zeros((len(positions), self.size, self.size, 3), np.uint8)
         labels, mask = np.zeros(len(positions), np.int32), np.zeros(len(positions), bool)
@@ -240,6 +252,8 @@ class Streaming(Dataset):
                 f'an input worker of {self.name} died ({str(error).split(".")[0].lower()}); if memory ran out,'
                 f' lower dataset.workers (now {self.workers()})'
             ) from error
+        if 'error' in chunk:
+            raise UserError(chunk['error'])
         for number, message in chunk.pop('bad'):
             if number not in self.bad:
                 logger.warning('skipped: %s', message)

@@ -115,7 +115,9 @@ def prepare_command(spec: str, root: Path) -> str:
 def read_info(directory: Path):
     """TFDS's DatasetInfo of a prepared dataset, from the files beside its shards."""
     import tensorflow_datasets as tfds
+    from absl import logging
 
+    logging.set_verbosity(min(logging.get_verbosity(), logging.WARNING))  # TFDS narrates
     try:
         return tfds.builder_from_directory(directory).info
     except Exception as error:  # TFDS raises whatever its parsers do

@@ -1,10 +1,12 @@
 """Training runs on every kind of source: what they end with, stopped or not, and how they fail."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import real_data
-from conftest import QuietReporter
+from conftest import ROOT, QuietReporter
 from faults import Stopping, stop
 
 from jointrd_jax import train
@@ -89,3 +91,23 @@ def test_evaluation_images_that_all_turn_bad_are_an_error(tmp_path):
     made = config('folder', root, on_bad_image='skip')
     with pytest.raises(UserError, match=re.escape('none of its 6 evaluation images can be used any more')):
         train.run(made, tmp_path / 'run', Spoiling(root / 'val'))
+
+
+def test_a_bad_image_in_a_worker_is_one_line_on_standard_error(tmp_path):
+    """No warning of shared memory that was left behind, and none of what TFDS says while it opens a dataset."""
+    directory = real_data.imagenet(tmp_path / 'data', file_format='tfrecord')
+    shard = max(directory.glob('*train*'))
+    content = bytearray(shard.read_bytes())
+    content[-100] ^= 0xFF
+    shard.write_bytes(content)
+    command = [sys.executable, '-m', 'jointrd_jax.main', '--config', 'configs/digits.py', '--workdir', tmp_path / 'run']
+    fields = {
+        'procedure': 'plain', 'batch_size': 4, 'eval_batch_size': 4, 'model.stage_sizes': '(1,)', 'model.width': 4,
+        'dataset.name': 'imagenet2012', 'dataset.data_dir': tmp_path / 'data', 'dataset.workers': 2,
+        'dataset.image_size': 16, 'dataset.resize': 18,
+    }  # fmt: skip
+    command += [f'--config.{name}={value}' for name, value in fields.items()]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f'error: {shard}, record 4: its checksum is wrong')
