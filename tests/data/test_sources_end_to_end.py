@@ -7,7 +7,7 @@ import sys
 import pytest
 import real_data
 from conftest import ROOT, QuietReporter
-from faults import Stopping, stop
+from faults import Stopping, outcome, run_with_stops, stop
 
 from jointrd_jax import train
 from jointrd_jax.errors import UserError
@@ -51,14 +51,18 @@ class CutOff(QuietReporter):
             raise KeyboardInterrupt
 
 
-def test_a_run_that_is_cut_off_in_an_epoch_ends_as_if_it_had_not_been(tmp_path):
+@pytest.mark.parametrize(('procedure', 'workers'), [('plain', 2), ('jointrd', 0)])
+def test_cut_off_and_stopped_in_an_epoch_and_continued(tmp_path, procedure, workers):
+    """The same weights, metrics lines and best checkpoint as undisturbed, under any number of workers."""
     made = config('folder', fixture('folder', tmp_path / 'data'))
-    expected = train.run(made, tmp_path / 'whole')
-    made.checkpoint.every_steps = 2
+    made.procedure, made.mix.taps, made.checkpoint.every_steps = procedure, (0,), 2
+    train.run(made, tmp_path / 'whole', QuietReporter('whole'))
+    made.dataset.workers = workers
     with pytest.raises(KeyboardInterrupt):
-        train.run(made, tmp_path / 'cut', CutOff(5))  # in the second epoch of three steps; step 4 is kept
-    made.dataset.workers = 2
-    assert train.run(made, tmp_path / 'cut')['student_digest'] == expected['student_digest']
+        train.run(made, tmp_path / 'stopped', CutOff(4))  # of twice three steps; step 2 is kept
+    _, stops = run_with_stops(made, tmp_path / 'stopped', 5)
+    assert stops == 1
+    assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'whole')
 
 
 def test_bad_images_of_before_a_stop_are_counted(tmp_path):
