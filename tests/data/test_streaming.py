@@ -197,6 +197,18 @@ def test_a_bad_first_image_is_named_or_skipped(tmp_path, kind):
     assert len(seen) == 16 and dataset.bad == {0}
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_shard_that_vanishes_ends_the_run_and_is_named(tmp_path, workers):
+    directory = real_data.imagenet(tmp_path, file_format='tfrecord')
+    dataset = data.load(real_data.config('imagenet2012', tmp_path, workers=workers))
+    for shard in directory.glob('*train*'):
+        shard.rename(f'{shard}.gone')
+    with pytest.raises(UserError, match=r'train.tfrecord-0000\d-of-00003, record \d: cannot be read .No such file'):
+        for _ in zip(dataset.train_batches(0), range(8)):
+            pass
+    dataset.close()
+
+
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_a_split_of_nothing_but_bad_images_is_refused(tmp_path, split):
     real_data.folder(tmp_path)
