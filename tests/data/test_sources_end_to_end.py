@@ -53,13 +53,15 @@ class CutOff(QuietReporter):
 
 @pytest.mark.parametrize(('procedure', 'workers'), [('plain', 2), ('jointrd', 0)])
 def test_cut_off_and_stopped_in_an_epoch_and_continued(tmp_path, procedure, workers):
-    """The same weights, metrics lines and best checkpoint as undisturbed, under any number of workers."""
-    made = config('folder', fixture('folder', tmp_path / 'data'))
+    """The same weights, metrics lines and best checkpoint as undisturbed, under any workers and in another place."""
+    root = fixture('folder', tmp_path / 'data')
+    made = config('folder', root)
     made.procedure, made.mix.taps, made.checkpoint.every_steps = procedure, (0,), 2
     train.run(made, tmp_path / 'whole', QuietReporter('whole'))
     made.dataset.workers = workers
     with pytest.raises(KeyboardInterrupt):
         train.run(made, tmp_path / 'stopped', CutOff(4))  # of twice three steps; step 2 is kept
+    made.dataset.data_dir = str(root.rename(tmp_path / 'moved'))
     _, stops = run_with_stops(made, tmp_path / 'stopped', 5)
     assert stops == 1
     assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'whole')
