@@ -26,6 +26,7 @@ def get_config():
     config.optimizer.drop_every = 0.25  # 30 of 120
     config.optimizer.weight_decay = 1e-4
     config.dataset.name = 'imagenet2012'
+    config.dataset.eval_split = 'validation'  # version 5.1.0 has a test split too, without labels
     config.dataset.flip = True
     config.checkpoint.every_steps = 1000
     return config

@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import data, joint, signals
+from jointrd_jax.errors import UserError
 from jointrd_jax.models import Variables
 from jointrd_jax.step import AXIS
 
@@ -28,6 +29,9 @@ def evaluate(
     """Top-1 and top-5 in percent by `step.make_eval_step`'s step: 'top1', 'teacher_top1', 'path1_top1', ...
 
     None if a stop was asked for meanwhile (on a single host; several finish together).
+
+    Raises:
+      UserError: no evaluation image could be used.
     """
     total, images = {}, 0
     for batch in dataset.eval_batches():
@@ -36,6 +40,8 @@ def evaluate(
         counts, number = eval_step(student, teacher, resident, put(batch, devices))
         total = {name: total.get(name, 0) + count for name, count in counts.items()}
         images += number
+    if not int(images):
+        raise UserError(f'{dataset.name}: none of its {dataset.eval_size} evaluation images can be used any more')
     result = {}
     for name, count in total.items():
         prefix = '' if name == joint.STUDENT else f'{name}_'

@@ -228,7 +228,7 @@ class Trainer:
         if newest is None:
             self.history = {
                 'best_top1': -1.0, 'best_epoch': 0, 'seconds': 0.0, 'last': {}, 'images_per_second': 0.0,
-                'lines': [], 'looks': [], 'rollbacks': [], 'changes': [],
+                'lines': [], 'looks': [], 'rollbacks': [], 'changes': [], 'bad': [],
             }  # fmt: skip
             student = self.restored() if self.config.restore else None
             make = runtime.jit_once(self.initial_state, out_shardings=step_lib.replicated(self.devices))
@@ -237,6 +237,7 @@ class Trainer:
         else:
             self.resume(checkpoints, newest)
         self.saved_step = newest
+        self.dataset.bad.update(self.history.get('bad', ()))
         self.probe.resume(self.history['looks'])
         if hosts.is_first():
             files.write_atomically(self.workdir / runs.METRICS, ''.join(f'{line}\n' for line in self.history['lines']))
@@ -267,6 +268,7 @@ class Trainer:
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
         history = {**self.history, 'seconds': self.seconds(), 'looks': self.probe.looks()}
+        history['bad'] = self.dataset.bad_anywhere()
         meta = {'data': as_config(self.dataset), 'history': history, 'provenance': self.provenance}
         if self.teacher:
             meta['teacher'] = {'origin': self.teacher.origin, 'digest': self.teacher.digest}
@@ -483,7 +485,7 @@ class Trainer:
             'shortcuts': shortcuts,
             'dirac': bool(network.dirac),
             'taps': list(self.method.taps),
-            'skipped_images': self.dataset.skipped,
+            'skipped_images': len(self.dataset.bad_anywhere()),
             'seed': config.seed,
             'epochs': config.epochs,
             'steps': self.total_steps,

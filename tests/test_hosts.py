@@ -24,7 +24,7 @@ SHRINK = [
     '--config.optimizer.learning_rate=0.02', '--config.model.stage_sizes=(1,1)', '--config.model.width=4',
     '--config.batch_size=8', '--config.eval_batch_size=8', '--config.dataset.name=folder', '--config.dataset.flip=True',
     '--config.dataset.image_size=16', '--config.dataset.resize=18', '--config.dataset.workers=0',
-    '--config.checkpoint.every_steps=3', '--config.checkpoint.keep=9',
+    '--config.checkpoint.every_steps=3', '--config.checkpoint.keep=9', '--config.dataset.on_bad_image=skip',
 ]  # fmt: skip
 
 
@@ -80,6 +80,8 @@ def finished(tmp_path_factory):
     """The same run on one device, on eight, and on two hosts of two; the command line of the one."""
     root = tmp_path_factory.mktemp('hosts')
     photos = real_data.folder(root / 'photos', train=20, val=12)
+    for bad in ('train/cat/000.jpg', 'val/cat/000.jpg', 'val/cat/010.jpg'):  # the last two in either host's share
+        (photos / bad).write_bytes(b'')
     alone = [start(root / 'one', photos), start(root / 'eight', photos, devices=8)]
     for status, _, errors in finish(*alone, *start_two(root / 'two', photos)):
         assert status == 0, errors
@@ -93,6 +95,7 @@ def test_eight_devices_equal_one(finished):
 def test_two_hosts_of_two_devices_equal_one_device(finished):
     assert_same_run(finished / 'one', finished / 'two')
     assert runs.read_summary(finished / 'two')['devices'].startswith('4 x')
+    assert [runs.read_summary(finished / run)['skipped_images'] for run in ('one', 'two')] == [3, 3]
 
 
 def test_one_host_reads_what_two_have_saved(finished):

@@ -28,7 +28,7 @@ class Dataset(abc.ABC):
       image_shape: (H, W, C) as the network sees it.
       train_size, eval_size: images in the two splits.
       mean, std: per channel, of images scaled to 0..1; the network's input is (x / 255 - mean) / std.
-      skipped: how many bad images have been passed over so far (dataset.on_bad_image=skip).
+      bad: the numbers of the bad images passed over so far on this host (dataset.on_bad_image=skip).
       resident: arrays to keep on every device, given back to `fetch`; {} when streaming.
     """
 
@@ -39,7 +39,7 @@ class Dataset(abc.ABC):
     eval_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    skipped: int = 0
+    bad: set[int]
     resident: dict[str, np.ndarray]
 
     @abc.abstractmethod
@@ -59,6 +59,17 @@ class Dataset(abc.ABC):
         self, resident: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Traced: (images [B, H, W, C] normalised float32, labels [B]); augmented when a key is given."""
+
+    def bad_anywhere(self) -> list[int]:
+        """The numbers of the bad images passed over on any host; every process must call it at the same place."""
+        if jax.process_count() == 1:
+            return sorted(self.bad)
+        from jax.experimental import multihost_utils
+
+        most = int(np.max(multihost_utils.process_allgather(np.asarray(len(self.bad)))))
+        padded = np.full(most + 1, -1, np.int32)
+        padded[: len(self.bad)] = list(self.bad)
+        return sorted({*multihost_utils.process_allgather(padded).ravel().tolist()} - {-1})
 
     def close(self) -> None:
         """End worker processes, if any."""
@@ -100,7 +111,7 @@ class InMemory(Dataset):
         config: ml_collections.ConfigDict,
     ):
         self.name, self.classes, self.mean, self.std = name, tuple(classes), tuple(mean), tuple(std)
-        self.config = config
+        self.config, self.bad = config, set()
         if config.dataset.validation_size:
             kept, held = held_out(len(train[1]), config.dataset.validation_size, name)
             evaluation = tuple(array[held] for array in train)

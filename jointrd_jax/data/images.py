@@ -35,7 +35,7 @@ class Encoded:
       height, width: in pixels.
 
     Raises:
-      BadImage: not an image, or larger than MAX_PIXELS.
+      BadImage: not an image, larger than MAX_PIXELS, or of pixels that do not fit 8 bits.
     """
 
     def __init__(self, data: bytes):
@@ -76,9 +76,12 @@ def open_with_pillow(data: bytes) -> Image.Image:
     """Pillow's image of any format it knows, its header read and its pixels not yet."""
     Image.MAX_IMAGE_PIXELS = None  # `Encoded` has the stricter check
     try:
-        return Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
     except (OSError, ValueError, SyntaxError) as error:
         raise BadImage('empty' if not data else 'not an image') from error
+    if image.mode.startswith(('I', 'F')):  # Pillow would cut all above 255 down to it
+        raise BadImage('has more than 8 bits per channel')
+    return image
 
 
 def random_box(height: int, width: int, rng: np.random.Generator) -> Box:

@@ -71,12 +71,20 @@ class Examples(Source):
     Args:
       records: `TFRecordFiles` or `ArrayRecordFiles`.
       image, label: the names of the two features.
+      field: the one of config.dataset that chooses the split, for messages.
     """
 
     def __init__(
-        self, name: str, classes: Sequence[str], records: 'TFRecordFiles | ArrayRecordFiles', image: str, label: str
+        self,
+        name: str,
+        classes: Sequence[str],
+        records: 'TFRecordFiles | ArrayRecordFiles',
+        image: str,
+        label: str,
+        field: str,
     ):
-        self.name, self.classes, self.records, self.image, self.label = name, tuple(classes), records, image, label
+        self.name, self.classes, self.records = name, tuple(classes), records
+        self.image, self.label, self.field = image, label, field
 
     def __len__(self) -> int:
         return len(self.records)
@@ -97,7 +105,7 @@ class Examples(Source):
         if not 0 <= label < len(self.classes):
             raise UserError(
                 f'{self.describe(i)}: label {label} in split {self.name!r} is out of range for'
-                f' {len(self.classes)} classes; choose a labelled split'
+                f' {len(self.classes)} classes; set dataset.{self.field} to a labelled split'
             )
         return image, label
 

@@ -1,5 +1,6 @@
 """Datasets too large for the device: images decoded and cropped by worker processes, step by step."""
 
+import abc
 import functools
 import logging
 import os
@@ -22,10 +23,12 @@ MAX_WORKERS = 32
 MAX_BAD = 1000  # in one chunk
 CHUNKS_AHEAD = 2  # kept ready by each worker
 
+Bad = list[tuple[int, str]]  # (number of the image, what is wrong with it)
+
 logger = logging.getLogger(__name__)
 
 
-class Chunks:
+class Chunks(abc.ABC):
     """Part of a batch by its number: a pure function of it, so that any worker can make any chunk.
 
     Chunk n is rows [c * CHUNK, (c + 1) * CHUNK) of this host's share of step n // per_step, with
@@ -37,6 +40,8 @@ class Chunks:
       rows: this host's rows of the global batch.
       skip_bad: replace (training) or mask (evaluation) bad images rather than raise.
     """
+
+    first = 0  # the number of the source's image 0 among all images of the dataset
 
     def __init__(self, source: Source, indices: np.ndarray, *, batch_size: int, rows: slice, size: int, skip_bad: bool):
         self.source, self.indices, self.batch_size, self.rows = source, indices, batch_size, rows
@@ -50,7 +55,30 @@ class Chunks:
         first = self.rows.start + c * self.chunk
         return step * self.batch_size + np.arange(first, min(first + self.chunk, self.rows.stop))
 
-    def read(self, i: int, prepare: Callable[[bytes], np.ndarray], bad: list[str]) -> tuple[np.ndarray, int] | None:
+    @abc.abstractmethod
+    def make(self, n: int) -> dict:
+        """Chunk n: arrays of one length, and what was bad in 'bad'."""
+
+    def __call__(self, n: int) -> dict:
+        """Chunk n, or {'error': text}: raised in a worker, it would leave Grain's queues in shared memory."""
+        try:
+            return self.make(n)
+        except UserError as error:
+            return {'error': str(error)}
+
+    def check(self) -> None:
+        """Look for an image that can be used, as far as the first where bad ones are not to be skipped.
+
+        Raises:
+          UserError: the first is bad, or all are; the message names it, or the split and one of them.
+        """
+        bad = []
+        for i in self.indices:
+            if self.read(int(i), lambda data: images.Encoded(data).pixels(), bad):
+                return
+        raise UserError(f'none of the {len(bad)} images of {self.source.name!r} can be used, such as {bad[0][1]}')
+
+    def read(self, i: int, prepare: Callable[[bytes], np.ndarray], bad: Bad) -> tuple[np.ndarray, int] | None:
         """(pixels, label) of image i of the source, or None for a bad one, which is noted in `bad`."""
         label = None
         try:
@@ -61,7 +89,7 @@ class Chunks:
             message = f'{self.source.describe(i)}{of_class}: {error}'
             if not self.skip_bad:
                 raise UserError(f'{message}; repair it, or set dataset.on_bad_image=skip') from error
-            bad.append(message)
+            bad.append((self.first + i, message))
             return None
 
 
@@ -83,7 +111,7 @@ class TrainChunks(Chunks):
             self.epoch = epoch
         return int(self.order[step * self.batch_size + row])
 
-    def __call__(self, n: int) -> dict:
+    def make(self, n: int) -> dict:
         positions, bad = self.positions(n), []
         pixels = np.empty((len(positions), self.size, self.size, 3), np.uint8)
         labels, flips = np.empty(len(positions), np.int32), np.zeros(len(positions), bool)
@@ -94,7 +122,7 @@ class TrainChunks(Chunks):
             i = self.image_at(position)
             while (found := self.read(i, crop, bad)) is None:  # a bad image's place goes to another, drawn by position
                 if len(bad) > MAX_BAD:
-                    raise UserError(f'{self.source.name}: over {MAX_BAD} bad images in one chunk, such as {bad[-1]}')
+                    raise UserError(f'{self.source.name}: over {MAX_BAD} bad images in one chunk, such as {bad[-1][1]}')
                 i = int(rng.choice(self.order))
             pixels[row], labels[row] = found
         return {'image': pixels, 'label': labels, 'flip': flips, 'bad': bad}
@@ -103,11 +131,11 @@ class TrainChunks(Chunks):
 class EvalChunks(Chunks):
     """Evaluation images in order, each once; places beyond the end and bad images are masked."""
 
-    def __init__(self, *args, resize: int, **kwargs):
+    def __init__(self, *args, resize: int, first: int, **kwargs):
         super().__init__(*args, **kwargs)
-        self.resize = resize
+        self.resize, self.first = resize, first
 
-    def __call__(self, n: int) -> dict:
+    def make(self, n: int) -> dict:
         positions, bad = self.positions(n), []
         pixels = np.zeros((len(positions), self.size, self.size, 3), np.uint8)
         labels, mask = np.zeros(len(positions), np.int32), np.zeros(len(positions), bool)
@@ -159,15 +187,10 @@ class Streaming(Dataset):
             raise UserError(
                 f'batch_size={config.batch_size} is more than the {self.train_size} training images of {name}'
             )
-        self.resident = {}
-        self.bad: set[str] = set()
+        self.resident, self.bad = {}, set()
         self.running: list[Iterator[Batch]] = []
         for chunks in (self.train_chunks(), self.eval_chunks()):  # a split without usable images fails now, not later
-            chunks.source[int(chunks.indices[0])]
-
-    @property
-    def skipped(self) -> int:
-        return len(self.bad)
+            chunks.check()
 
     def train_chunks(self) -> TrainChunks:
         config = self.config
@@ -183,6 +206,7 @@ class Streaming(Dataset):
             self.eval_source, self.eval_indices, batch_size=config.eval_batch_size,
             rows=host_share(config.eval_batch_size), size=config.dataset.image_size,
             skip_bad=config.dataset.on_bad_image == 'skip', resize=config.dataset.resize,
+            first=len(self.train_source),
         )  # fmt: skip
 
     def workers(self) -> int:
@@ -228,10 +252,12 @@ class Streaming(Dataset):
                 f'an input worker of {self.name} died ({str(error).split(".")[0].lower()}); if memory ran out,'
                 f' lower dataset.workers (now {self.workers()})'
             ) from error
-        for message in chunk.pop('bad'):
-            if message not in self.bad:
+        if 'error' in chunk:
+            raise UserError(chunk['error'])
+        for number, message in chunk.pop('bad'):
+            if number not in self.bad:
                 logger.warning('skipped: %s', message)
-                self.bad.add(message)
+                self.bad.add(number)
         return chunk
 
     def train_batches(self, start_step: int) -> Iterator[Batch]:
@@ -253,4 +279,4 @@ class Streaming(Dataset):
         while self.running:
             self.running.pop().close()
         if self.bad:
-            logger.warning('%s: %d bad images skipped, such as %s', self.name, len(self.bad), min(self.bad))
+            logger.warning('%s: %d bad images skipped', self.name, len(self.bad))

@@ -25,6 +25,8 @@ MEAN_STD = {
     'cifar10': ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
     'cifar100': ((0.50707519, 0.48654887, 0.44091785), (0.26733428, 0.25643846, 0.27615049)),
 }
+EVAL_SPLITS = ('test', 'validation')  # the first that there is, unless dataset.eval_split says another
+UNLABELLED_TEST = ('imagenet2012',)  # from version 5.1.0 on: every label of its test split is -1
 MANUAL_FILES = {'imagenet2012': ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')}
 
 
@@ -42,15 +44,16 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     directory = find(settings.name, settings.data_dir)
     info = read_info(directory)
     image, label = image_and_label(info)
+    check_pixels(info, image)
     classes = tuple(info.features[label].names or ())
 
-    def source(split: str) -> Source:
-        return open_split(info, split, classes, image, label, directory)
+    def source(field: str, wanted: str, preferred: tuple[str, ...]) -> Source:
+        split = pick_split(info, wanted, preferred, field)
+        return Examples(split, classes, open_split(info, split, directory), image, label, field)
 
-    train = source(pick_split(info, settings.train_split, ('train',), 'train_split'))
-    evaluation = None
-    if not settings.validation_size:
-        evaluation = source(pick_split(info, settings.eval_split, ('test', 'validation'), 'eval_split'))
+    eval_splits = EVAL_SPLITS[1:] if info.name in UNLABELLED_TEST else EVAL_SPLITS
+    train = source('train_split', settings.train_split, ('train',))
+    evaluation = None if settings.validation_size else source('eval_split', settings.eval_split, eval_splits)
     name = info.full_name
     shape = info.features[image].shape
     if keep_in_memory(settings.in_memory, shape, len(train) + (len(evaluation) if evaluation else 0), name):
@@ -115,7 +118,9 @@ def prepare_command(spec: str, root: Path) -> str:
 def read_info(directory: Path):
     """TFDS's DatasetInfo of a prepared dataset, from the files beside its shards."""
     import tensorflow_datasets as tfds
+    from absl import logging
 
+    logging.set_verbosity(min(logging.get_verbosity(), logging.WARNING))  # TFDS narrates
     try:
         return tfds.builder_from_directory(directory).info
     except Exception as error:  # TFDS raises whatever its parsers do
@@ -142,6 +147,15 @@ def image_and_label(info) -> tuple[str, str]:
     return chosen[0], chosen[1]
 
 
+def check_pixels(info, image: str) -> None:
+    """Raise UserError for images that would not be what they are as 8-bit RGB or grey ones."""
+    kind, channels = np.dtype(info.features[image].np_dtype), info.features[image].shape[-1]
+    if kind != np.uint8 or channels not in (1, 3, None):
+        raise UserError(
+            f'the images of {info.full_name} are {kind} with {channels} channels; only uint8 with 1 or 3 can be read'
+        )
+
+
 def pick_split(info, wanted: str, preferred: tuple[str, ...], field: str) -> str:
     """The split asked for (slices such as train[:90%] too), or the first of `preferred` that there is."""
     names = sorted(info.splits)
@@ -160,14 +174,14 @@ def pick_split(info, wanted: str, preferred: tuple[str, ...], field: str) -> str
     return split
 
 
-def open_split(info, split: str, classes: tuple[str, ...], image: str, label: str, directory: Path) -> Source:
+def open_split(info, split: str, directory: Path) -> ArrayRecordFiles | TFRecordFiles:
     """The records of a split, whichever of the two formats they are stored in."""
     parts = [(os.fspath(part.filename), part.skip, part.take) for part in info.splits[split].file_instructions]
     readers = {'array_record': ArrayRecordFiles, 'tfrecord': TFRecordFiles}
     stored = info.file_format.value
     if stored not in readers:
         raise UserError(f'{directory}: stored as {stored}; only {" and ".join(readers)} can be read')
-    return Examples(split, classes, readers[stored](parts), image, label)
+    return readers[stored](parts)
 
 
 def keep_in_memory(choice: str, shape: tuple, count: int, name: str) -> bool:

@@ -201,10 +201,13 @@ class TFRecordFiles:
         return f'{self.paths[part]}, record {record + int(self.skip[part])}'
 
     def __getitem__(self, i: int) -> bytes:
-        """Raises BadImage where the data does not match its checksum."""
+        """Raises BadImage where the data cannot be read or does not match its checksum."""
         part, record = self.place(i)
         start, stop = (int(n) for n in self.offsets[part][record : record + 2])
-        raw = os.pread(self.file(part), stop - start, start)
+        try:
+            raw = os.pread(self.file(part), stop - start, start)
+        except OSError as error:
+            raise BadImage(f'cannot be read ({error.strerror})') from error
         data = raw[HEADER:-FOOTER]
         if len(raw) < stop - start or masked_crc(data) != int.from_bytes(raw[-FOOTER:], 'little'):
             raise BadImage('its checksum is wrong: the shard is damaged')

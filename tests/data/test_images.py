@@ -1,4 +1,5 @@
 import functools
+import io
 import math
 
 import numpy as np
@@ -111,6 +112,15 @@ def test_a_cut_off_image_is_bad(kind, share):
 def test_what_is_no_image_is_bad(data):
     with pytest.raises(images.BadImage, match=r'not an image|empty'):
         images.Encoded(data)
+
+
+def test_more_than_8_bits_are_refused_and_not_cut_down():
+    deep = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    tiff = io.BytesIO()
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tiff, 'TIFF')
+    for data in (real_data.png(deep), tiff.getvalue()):
+        with pytest.raises(images.BadImage, match='more than 8 bits per channel'):
+            images.Encoded(data)
 
 
 def test_an_image_bomb_is_refused_by_its_header():

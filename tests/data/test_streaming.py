@@ -151,7 +151,7 @@ def test_bad_images_are_skipped_counted_and_replaced_alike_everywhere(tmp_path, 
         runs.append(list(itertools.islice(dataset.train_batches(0), 6)))
         (evaluation,) = dataset.eval_batches()
         assert evaluation['mask'].sum() == dataset.eval_size - 1
-        assert dataset.skipped == 3
+        assert len(dataset.bad) == 3
         dataset.close()
     assert_same(*runs)
     assert all(batch['image'].reshape(4, -1).std(1).min() > 0 for batch in runs[0])
@@ -160,13 +160,64 @@ def test_bad_images_are_skipped_counted_and_replaced_alike_everywhere(tmp_path, 
     assert '3 bad images skipped' in caplog.text
 
 
-def test_nothing_but_bad_images_is_an_error(tmp_path, monkeypatch):
+def test_training_images_that_all_turn_bad_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, 'MAX_BAD', 20)
     real_data.folder(tmp_path, train=6)
-    spoil(tmp_path, *range(6))
     dataset = data.load(real_data.config('folder', tmp_path, on_bad_image='skip'))
+    spoil(tmp_path, *range(6))
     with pytest.raises(UserError, match='over 20 bad images in one chunk'):
         next(dataset.train_batches(0))
+
+
+def first_image(root, kind):
+    """Make the first training image unreadable; how the error begins, and how many images are left."""
+    if kind == 'a missing file':
+        file = min((real_data.folder(root) / 'train').rglob('*.jpg'))
+        file.unlink()
+        file.symlink_to('/nowhere')
+        return f'{file}: cannot be read (No such file or directory)', 5
+    directory = real_data.imagenet(root, file_format='tfrecord')
+    shard = min(directory.glob('*train*'))
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 0xFF
+    shard.write_bytes(content)
+    return f'{shard}, record 0: its checksum is wrong: the shard is damaged', 13
+
+
+@pytest.mark.parametrize('kind', ['a missing file', 'a damaged record'])
+def test_a_bad_first_image_is_named_or_skipped(tmp_path, kind):
+    message, left = first_image(tmp_path, kind)
+    config = real_data.config('folder' if 'file' in kind else 'imagenet2012', tmp_path)
+    with pytest.raises(UserError, match=f'^{re.escape(message)}; repair it, or set dataset.on_bad_image=skip$'):
+        data.load(config)
+    config.dataset.on_bad_image = 'skip'
+    dataset = data.load(config)
+    assert dataset.train_size == left + 1
+    seen = np.concatenate([batch['image'] for batch in take(dataset, 4)])
+    assert len(seen) == 16 and dataset.bad == {0}
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_shard_that_vanishes_ends_the_run_and_is_named(tmp_path, workers):
+    directory = real_data.imagenet(tmp_path, file_format='tfrecord')
+    dataset = data.load(real_data.config('imagenet2012', tmp_path, workers=workers))
+    for shard in directory.glob('*train*'):
+        shard.rename(f'{shard}.gone')
+    with pytest.raises(UserError, match=r'train.tfrecord-0000\d-of-00003, record \d: cannot be read .No such file'):
+        for _ in zip(dataset.train_batches(0), range(8)):
+            pass
+    dataset.close()
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_a_split_of_nothing_but_bad_images_is_refused(tmp_path, split):
+    real_data.folder(tmp_path)
+    files = sorted((tmp_path / split).rglob('*.jpg'))
+    for file in files:
+        file.write_bytes(b'')
+    message = f"none of the {len(files)} images of '{split}' can be used, such as {files[0]} (class cat): empty"
+    with pytest.raises(UserError, match=re.escape(message)):
+        data.load(real_data.config('folder', tmp_path, on_bad_image='skip'))
 
 
 def test_a_worker_that_dies_ends_the_run(imagenet):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import real_data
 import tensorflow_datasets as tfds
+from conftest import shipped_config
 from PIL import Image
 
 from jointrd_jax import data
@@ -189,9 +190,43 @@ def test_a_label_out_of_range_names_record_and_split(tmp_path):
     directory = real_data.imagenet(tmp_path, features=wider)
     info = (directory / 'features.json').read_text()
     (directory / 'features.json').write_text(info.replace('"numClasses": "1000"', '"numClasses": "900"'))
-    with pytest.raises(UserError, match=r"record \d+: label \d+ in split '\w+' is out of range for 900 classes"):
+    with pytest.raises(
+        UserError,
+        match=r"record \d+: label \d+ in split 'train' is out of range for 900 classes; set dataset.train_split",
+    ):
         for _ in data.load(real_data.config('imagenet2012', tmp_path)).train_batches(0):
             pass
+
+
+def test_imagenet_is_evaluated_on_its_labelled_split(tmp_path):
+    """imagenet2012 5.1.0 may be prepared with its test images, all of label -1."""
+    found = real_data.examples('imagenet')
+    unlabelled = [{**example, 'label': -1} for example in real_data.examples('imagenet')[:4]]
+    real_data.write_tfds(
+        tmp_path, 'imagenet2012', {'train': [found[:14]], 'validation': [found[14:]], 'test': [unlabelled]},
+        version='5.1.0', shape=(None, None, 3), encoding='jpeg', classes=1000,
+    )  # fmt: skip
+    fields = dict(dataset__data_dir=str(tmp_path), batch_size=4, dataset__workers=0)
+    for options in ({}, {'dataset__eval_split': ''}):
+        dataset = data.load(shipped_config('imagenet', **fields, **options))
+        assert (dataset.name, dataset.eval_size) == ('imagenet2012/5.1.0', 6)
+    with pytest.raises(UserError, match=r"label -1 in split 'test' .*; set dataset.eval_split to a labelled split"):
+        data.load(shipped_config('imagenet', **fields, dataset__eval_split='test'))
+
+
+@pytest.mark.parametrize('in_memory', ['auto', 'never'])
+@pytest.mark.parametrize(('channels', 'kind'), [(4, np.uint8), (1, np.uint16)])
+def test_pixels_that_are_not_8_bit_grey_or_colour_are_refused(tmp_path, channels, kind, in_memory):
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (8, 8, channels), dtype=kind)
+    images = [{'image': io.BytesIO(real_data.png(Image.fromarray(pixels.squeeze()))), 'label': 0}] * 8
+    features = {
+        'image': tfds.features.Image(shape=(8, 8, channels), dtype=kind, encoding_format='png'),
+        'label': tfds.features.ClassLabel(num_classes=2),
+    }
+    real_data.write_tfds(tmp_path, 'deep', {'train': [images], 'test': [images]}, features=features)
+    message = f'the images of deep/3.0.2 are {np.dtype(kind)} with {channels} channels; only uint8 with 1 or 3'
+    with pytest.raises(UserError, match=message):
+        data.load(real_data.config('deep', tmp_path, in_memory=in_memory))
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,16 @@ def test_wrong_data_is_found_when_it_is_read(shard):
         records[2]
 
 
+@pytest.mark.parametrize(('directory', 'reason'), [(False, 'No such file or directory'), (True, 'Is a directory')])
+def test_a_shard_that_vanishes_after_it_was_indexed(shard, directory, reason):
+    records = tfrecord.TFRecordFiles([(str(shard), 0, 5)])
+    shard.unlink()
+    if directory:  # can be opened, but not read
+        shard.mkdir()
+    with pytest.raises(BadImage, match=re.escape(f'cannot be read ({reason})')):
+        records[2]
+
+
 def test_a_missing_shard_is_named(shard):
     shard.unlink()
     with pytest.raises(UserError, match=re.escape(f'{shard}: cannot be read (No such file')):
