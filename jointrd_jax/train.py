@@ -232,7 +232,8 @@ class Trainer:
             }  # fmt: skip
             student = self.restored() if self.config.restore else None
             make = runtime.jit_once(self.initial_state, out_shardings=step_lib.replicated(self.devices))
-            self.state = make(student)
+            with self.reporter.waiting('initialising'):
+                self.state = make(student)
             self.best = step_lib.copy(self.state.student)
         else:
             self.resume(checkpoints, newest)
