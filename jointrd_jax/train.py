@@ -78,6 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
             checks.workdir(config, workdir)  # again, now that nobody else can write there
             if hosts.is_first():
                 files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
+                (workdir / runs.NOT_FINITE).unlink(missing_ok=True)
             summary = runs.read_summary(workdir)
             hosts.sync('workdir read')
             if summary is None:
@@ -405,6 +406,8 @@ class Trainer:
             again = f' after {len(before)} rollbacks' if before else ''
             checkpoints.wait()
             kept = checkpoints.steps()
+            if hosts.is_first():
+                files.write_json(self.workdir / runs.NOT_FINITE, error.fault)
             raise NotFinite(
                 f'{error}{again}; '
                 + (

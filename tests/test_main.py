@@ -95,7 +95,8 @@ def test_compare_goes_on_after_a_loss_that_is_not_finite(tmp_path):
     assert 'is not finite at step' in diverged['runs'][0]['not_finite'] and diverged['last_top1_mean'] is None
     assert fine['last_top1_mean'] == fine['runs'][0]['last_top1']
     assert 'not finite' in next(line for line in done.stdout.splitlines() if '│ plain/diverges' in line)
-    assert (tmp_path / 'report.html').exists() and (tmp_path / 'compare.png').exists()
+    report = (tmp_path / 'report.html').read_text()
+    assert 'not finite at step' in report and 'not finished' not in report and (tmp_path / 'compare.png').exists()
 
 
 def test_compare_refuses_what_is_no_procedure(tmp_path):
