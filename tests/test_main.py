@@ -36,6 +36,7 @@ def test_main_trains(tmp_path):
         (['--config.epochs=many'], 'epochs'),
         (['--config.procedure=magic'], "config.procedure='magic' is not accepted; it must be: resnet | plain"),
         (['--config.batch_size=0'], 'config.batch_size=0'),
+        (['--config.mix.taps=1', '--config.mix.taps', '3'], '--config.mix.taps is given more than once'),
         (['--config', 'configs/none.py'], 'none.py'),
         (['stray'], "unexpected argument 'stray'"),
         (['--nosuch'], 'nosuch'),
