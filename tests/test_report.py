@@ -79,6 +79,7 @@ def test_it_needs_nothing_else(report):
     assert all(link.startswith(('#', 'data:')) for link in shown.links), shown.links
     for word in ('http://', 'https://', '@import', 'url(', 'fetch('):
         assert word not in source
+    assert 'Content-Security-Policy" content="default-src \'none\'; img-src data:; style' in source
     assert 'prefers-color-scheme: dark' in source and 'width=device-width' in source
 
 
@@ -240,6 +241,13 @@ def test_variants_are_named_by_what_differs():
     assert [(v.name, len(v.runs)) for v in found] == [
         ('resnet', 1), ('plain', 1), ('plain+dirac', 1), ('jointrd eta=0', 2), ('jointrd eta=0.5', 2),
     ]  # fmt: skip
+
+
+def test_the_base_of_ablations_has_the_bare_name():
+    found = collect.variants(
+        [record('jointrd'), record('jointrd', mix__eta=0.0), record('jointrd', mix__taps=(3,)), record('plain')]
+    )
+    assert [v.name for v in found] == ['plain', 'jointrd', 'jointrd eta=0', 'jointrd taps=3']
 
 
 def test_mean_and_spread():

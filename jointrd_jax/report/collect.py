@@ -211,14 +211,14 @@ def is_export(about: Any) -> bool:
     )
 
 
-def identity(config: dict[str, Any]) -> str:
-    """What runs of one variant share, as text."""
+def used(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that decide the result of a run, but for the seed."""
     kept = {k: v for k, v in config.items() if k not in APART and not k.startswith(APART_GROUPS)}
     if config['procedure'] in config_lib.TRAINS_RESNET:  # a teacher inherits fields of the student that it does not use
         kept = {k: v for k, v in kept.items() if k not in ('model.shortcuts', 'model.dirac')}
     if not config['procedure'].startswith('jointrd'):
         kept = {k: v for k, v in kept.items() if not k.startswith('mix.')}
-    return json.dumps(kept, sort_keys=True)
+    return kept
 
 
 def differences(configs: list[dict[str, Any]]) -> list[str]:
@@ -233,16 +233,23 @@ def differences(configs: list[dict[str, Any]]) -> list[str]:
 
 
 def variants(records: list[Record]) -> list[Variant]:
-    """The runs grouped and named: by procedure, and by the fields that tell variants of one procedure apart."""
+    """The runs grouped and named: by procedure, and by the fields that tell variants of one procedure apart.
+
+    A name leaves out what most variants of its procedure have, so that the base of ablations is called 'jointrd'.
+    """
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(identity(record.config), []).append(record)
+        groups.setdefault(json.dumps(used(record.config), sort_keys=True), []).append(record)
     chosen = [one_per_seed(group) for group in groups.values()]
     named = []
     for group in chosen:
         config = group[0].config
         peers = [g[0].config for g in chosen if g[0].config['procedure'] == config['procedure']]
-        fields = [name for name in differences(peers) if json.loads(identity(config)).get(name) is not None]
+        fields = [
+            name
+            for name in differences(peers)
+            if name in used(config) and 2 * sum(peer[name] == config[name] for peer in peers) <= len(peers)
+        ]
         name = config['procedure'] + ('+dirac' if config['model.dirac'] and 'resnet' not in config['procedure'] else '')
         shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field != 'model.dirac']
         named.append(Variant(' '.join([name, *shown]), config, group))

@@ -41,7 +41,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {'show': show, 'bytes': human_bytes, 'measure': measure}
+    environment.filters |= {'show': show, 'used': collect.used, 'bytes': human_bytes, 'measure': measure}
     html = environment.get_template(TEMPLATE).render(
         title=title or default_title(variants),
         variants=variants,
@@ -187,7 +187,10 @@ def schedule_curves(variants: list[Variant]) -> list[str]:
             points = tuple(variant.curve(name))
             if points:
                 seen.setdefault(points, []).append((i, variant))
-        series = [Series(', '.join(v.name for _, v in same), points, same[0][0]) for points, same in seen.items()]
+        series = []
+        for points, same in seen.items():
+            every = len(same) == len(variants) > 1
+            series.append(Series('all' if every else ', '.join(v.name for _, v in same), points, same[0][0]))
         figures.append(charts.line_chart(title, series, y_range=limits))
     return figures
 
