@@ -8,7 +8,6 @@ torch.compile, channels_last and on a GPU bfloat16 autocast with CUDA graphs. Op
 """
 
 import itertools
-import json
 import os
 import statistics
 import time
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from absl import app, flags
 from torch import nn
 
-from jointrd_jax import benchmark
+from jointrd_jax import benchmark, files
 
 FORMS = ('eager', 'best')
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'feature_kd')  # whose work is written here
@@ -203,7 +202,7 @@ def main(*_) -> None:
     versions = {'jax': jax.__version__, 'torch': torch.__version__}
     result = {'device': jax.devices()[0].device_kind, 'versions': versions, 'rows': rows}
     if benchmark.OUT.value:
-        Path(benchmark.OUT.value).write_text(json.dumps(result, indent=2) + '\n')
+        files.write_json(Path(benchmark.OUT.value), result)
 
 
 if __name__ == '__main__':

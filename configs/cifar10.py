@@ -1,4 +1,4 @@
-"""JointRD on CIFAR-10, the authors' recipe (Li et al., NeurIPS 2020; DESIGN table "CIFAR").
+"""JointRD on CIFAR-10, the authors' recipe (Li et al., NeurIPS 2020, as in their released scripts).
 
 Command   python -m jointrd_jax.prepare cifar10 --data_dir DATA
           python -m jointrd_jax.main --config configs/cifar10.py --workdir runs/cifar10 --config.dataset.data_dir=DATA

@@ -1,4 +1,4 @@
-"""JointRD on ImageNet, the authors' recipe (Li et al., NeurIPS 2020; DESIGN table "ImageNet").
+"""JointRD on ImageNet, the authors' recipe (Li et al., NeurIPS 2020, as in their released scripts).
 
 Command   python -m jointrd_jax.prepare imagenet2012 --data_dir DATA     (names the two tar files it needs)
           python -m jointrd_jax.main --config configs/imagenet.py --workdir runs/imagenet --config.dataset.data_dir=DATA

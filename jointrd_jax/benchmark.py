@@ -27,7 +27,7 @@ import optax
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax import joint, models, runtime, step as step_lib
+from jointrd_jax import files, joint, models, runtime, step as step_lib
 from jointrd_jax.errors import UserError, choice_error
 from jointrd_jax.joint import Method
 from jointrd_jax.step import AXIS
@@ -376,7 +376,7 @@ def main(*_: str) -> None:
     )
     print(table(result['rows']))
     if OUT.value:
-        Path(OUT.value).write_text(json.dumps(result, indent=2) + '\n')
+        files.write_json(Path(OUT.value), result)
 
 
 try:

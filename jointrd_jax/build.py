@@ -62,7 +62,7 @@ def taps(config: ml_collections.ConfigDict, network: Network) -> tuple[int, ...]
 
 
 def method(config: ml_collections.ConfigDict, network: Network) -> Method:
-    """The loss of `config.procedure` for a student `network` (DESIGN: one trainer for all procedures)."""
+    """The loss of `config.procedure` for a student `network`: all that tells the procedures apart in the trainer."""
     smoothing = config.label_smoothing
     if config.procedure in ('jointrd', 'jointrd_scratch'):
         return Method(taps(config, network), config.distill.weight, config.mix.average_paths, smoothing)

@@ -33,7 +33,17 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
     return text.replace('flag --', '--')
 
 
+def repeated_list(argv: Sequence[str]) -> str | None:
+    """The first list field that is overridden twice: ml_collections would join the two."""
+    names = [arg.lstrip('-').split('=')[0].removeprefix('config.') for arg in argv if arg.startswith('-')]
+    lists = [name for name in names if name in FIELDS and isinstance(FIELDS[name].default, tuple)]
+    return next((name for name in lists if lists.count(name) > 1), None)
+
+
 def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
+    repeated = repeated_list(argv[1:])
+    if repeated:
+        fail(f'--config.{repeated} is given more than once; give it once, as in --config.{repeated}=1,2')
     try:
         rest = flags.FLAGS(list(argv))
         if 'config' in flags.FLAGS:  # a file that could not be loaded says so when it is first used

@@ -5,6 +5,10 @@ there. The `resnet` run of a seed is the teacher of that seed's other runs. A ru
 some step is a result too: the table says so, and the others go on. Writes DIR/compare.json and a
 picture of the learning curves, DIR/compare.png; with --report also DIR/report.html (see `report`).
 
+`plain` and `jointrd` are without Dirac parametrisation, `plain+dirac` and `jointrd+dirac` with it. A recipe with
+config.model.dirac=True (configs/imagenet.py) is refused where the name says otherwise: name `jointrd+dirac`, or give
+--config.model.dirac=False.
+
 Ablations: --variants names lists of overrides, and every procedure is run with each:
 
     --procedures jointrd --variants 'eta0: mix.eta=0; more: mix.num_taps=7 mix.eta=1; base:'
@@ -12,17 +16,19 @@ Ablations: --variants names lists of overrides, and every procedure is run with 
 The runs of such a cell are in DIR/PROCEDURE/VARIANT/seedN. The teacher is that of the recipe without overrides.
 """
 
+import io
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from jointrd_jax import cli, config as config_lib, files, runs
+from jointrd_jax import build, checks, cli, config as config_lib, files, runs
 from jointrd_jax.errors import NotFinite, UserError, choice_error, require
 
 DIRAC = '+dirac'
@@ -50,7 +56,8 @@ def parse_variants(text: str) -> Variants:
     for part in filter(None, map(str.strip, text.split(';'))):
         name, colon, overrides = part.partition(':')
         name = name.strip()
-        if not colon or not name or not all(c.isalnum() or c in '+-_.' for c in name) or name in variants:
+        is_name = name.strip('.') and all(c.isalnum() or c in '+-_.' for c in name)  # of a directory
+        if not colon or not is_name or name in variants:
             raise UserError(f"variant {part!r} is not 'NAME: field=value ...' with a name of its own")
         variants[name] = {}
         for override in overrides.split():
@@ -69,7 +76,7 @@ def cell_config(
     """The config of the cell `name`, 'PROCEDURE' or 'PROCEDURE/VARIANT'.
 
     Raises:
-      UserError: `name` is not a procedure, or one without a student to parametrise.
+      UserError: `name` is not a procedure, one without a student to parametrise, or not what `config.model.dirac` says.
     """
     name, _, variant = name.partition('/')
     procedure = name.removesuffix(DIRAC)
@@ -77,11 +84,67 @@ def cell_config(
         raise choice_error('procedures', name, [*config_lib.PROCEDURES, *(p + DIRAC for p in ('plain', 'jointrd'))])
     if name.endswith(DIRAC) and procedure in config_lib.TRAINS_RESNET:
         raise UserError(f'procedures={name}: {procedure} trains a ResNet, which has no Dirac convolutions')
+    if config.model.dirac and not name.endswith(DIRAC) and procedure not in config_lib.TRAINS_RESNET:
+        raise UserError(
+            f'config.model.dirac=True, but {name} is compared without it: name {name}{DIRAC}, or give '
+            '--config.model.dirac=False'
+        )
     cell = config.copy_and_resolve_references()  # ConfigDict(config) would share the groups of fields
     cell.procedure, cell.seed, cell.model.dirac = procedure, seed, name.endswith(DIRAC)
     cell.teacher.path = teacher if procedure in config_lib.NEEDS_TEACHER else ''
     cell.update_from_flattened_dict((variants or {}).get(variant, {}))
     return cell
+
+
+def cells(procedures: Sequence[str], variants: Variants | None) -> list[str]:
+    """'PROCEDURE', or with variants 'PROCEDURE/VARIANT' of each."""
+    return [f'{name}/{variant}' for name in procedures for variant in variants] if variants else list(procedures)
+
+
+class Job(NamedTuple):
+    """A run of the comparison: of which cell, with what config, where."""
+
+    name: str
+    config: ml_collections.ConfigDict
+    path: Path
+
+
+def plan(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    seeds: Sequence[int],
+    procedures: Sequence[str] = DEFAULT,
+    variants: Variants | None = None,
+) -> list[Job]:
+    """All runs in the order in which they are trained, each seed's teacher first.
+
+    Raises:
+      UserError: a run that could not be trained, before any is; the message begins with its cell.
+    """
+    if not seeds or not procedures or len(set(seeds)) < len(seeds) or len(set(procedures)) < len(procedures):
+        raise UserError('give at least one seed and one procedure, each once')
+    names = cells(procedures, variants)
+    trains_teacher = not config.teacher.path and any(
+        name.removesuffix(DIRAC) in config_lib.NEEDS_TEACHER for name in procedures
+    )
+    if trains_teacher:
+        names = ['resnet', *(name for name in names if name != 'resnet')]
+    jobs = []
+    for seed in seeds:
+        teacher = config.teacher.path or str(workdir / 'resnet' / f'seed{seed}')
+        for name in names:
+            jobs.append(Job(name, cell_config(config, name, seed, teacher, variants), workdir / name / f'seed{seed}'))
+    for job in jobs:
+        try:
+            config_lib.validate(job.config)
+            student = build.student(job.config, num_classes=1)
+            method = build.method(job.config, student)
+            if trains_teacher and (method.taps or method.distill_weight):
+                checks.same('the teacher of all', build.resnet(config, num_classes=1), student, checks.SHAPE_FIELDS)
+            checks.workdir(job.config, job.path)
+        except UserError as error:
+            raise UserError(f'{job.name}: {error}') from error
+    return jobs
 
 
 def run(
@@ -116,36 +179,22 @@ def run(
     from jointrd_jax import train
     from jointrd_jax.progress import Reporter
 
-    if not seeds or not procedures or len(set(seeds)) < len(seeds) or len(set(procedures)) < len(procedures):
-        raise UserError('give at least one seed and one procedure, each once')
     workdir = Path(workdir).absolute()
-    cells = [f'{name}/{variant}' for name in procedures for variant in variants] if variants else list(procedures)
-    for name in cells:
-        config_lib.validate(cell_config(config, name, seeds[0], '', variants))
-    trains_teacher = not config.teacher.path and any(
-        n.removesuffix(DIRAC) in config_lib.NEEDS_TEACHER for n in procedures
-    )
+    jobs = plan(config, workdir, seeds, procedures, variants)
+    teachers = {job.config.teacher.path for job in jobs}
     reporter = Reporter('compare')
-    summaries: dict[str, list] = {name: [] for name in cells}
-    for seed in seeds:
-
-        def place(name, seed=seed):
-            return workdir / name / f'seed{seed}'
-
-        teacher = config.teacher.path or str(place('resnet'))
-        for name in ['resnet', *(n for n in cells if n != 'resnet')] if trains_teacher else cells:
-            label = f'{name} seed {seed}'
-            cell = cell_config(config, name, seed, teacher, variants)
-            try:
-                summary = train.run(cell, place(name), Reporter(label, reporter.console, quiet=config.log.quiet))
-            except NotFinite as error:
-                if name == 'resnet' and trains_teacher:
-                    raise
-                reporter.say(f'{label}: {error}')
-                summary = {'seed': seed, 'not_finite': str(error)}
-            if name in summaries:
-                summaries[name].append({**summary, 'path': str(place(name).relative_to(workdir))})
-    result = {name: statistics_of(found) for name, found in summaries.items()}
+    summaries: dict[str, list] = {}
+    for name, cell, path in jobs:
+        label = f'{name} seed {cell.seed}'
+        try:
+            summary = train.run(cell, path, Reporter(label, reporter.console, quiet=config.log.quiet))
+        except NotFinite as error:
+            if str(path) in teachers:
+                raise
+            reporter.say(f'{label}: {error}')
+            summary = {'seed': cell.seed, 'not_finite': str(error)}
+        summaries.setdefault(name, []).append({**summary, 'path': str(path.relative_to(workdir))})
+    result = {name: statistics_of(summaries[name]) for name in cells(procedures, variants)}
     files.write_json(workdir / 'compare.json', result)
     draw(workdir, result)
     if with_report:
@@ -205,8 +254,10 @@ def draw(workdir: Path, result: dict[str, Any]) -> None:
     axes.set(xlabel='epoch', ylabel='top-1 on the evaluation images (%)', ylim=(0, 101))
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
-    figure.savefig(workdir / 'compare.png', dpi=130)
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=130)
     plt.close(figure)
+    files.write_atomically(workdir / 'compare.png', picture.getvalue())
 
 
 def read_curve(path: Path) -> dict[int, float]:

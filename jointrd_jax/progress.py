@@ -60,9 +60,9 @@ class Reporter:
         return Reporter(label, self.console, self.every_seconds, self.quiet, nested=True)
 
     def say(self, message: str) -> None:
-        """One line that stays."""
+        """One line that stays, as it is: brackets in a path are no markup."""
         if not self.quiet:
-            self.console.print(f'\\[{self.label}] {message}', soft_wrap=True)
+            self.console.print(Text(f'[{self.label}] {message}'), soft_wrap=True)
 
     @contextlib.contextmanager
     def live(self, total_steps: int, done: int, steps_per_epoch: int = 0, batch_size: int = 0) -> Iterator[None]:
@@ -136,9 +136,11 @@ class Reporter:
         """A final table."""
         if self.quiet and self.nested:
             return
-        table = Table(*header, title=title, title_justify='left')
+        table = Table(title=Text(title, style='italic'), title_justify='left')
+        for name in header:
+            table.add_column(Text(name))
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         self.console.print(table)
 
 
@@ -162,8 +164,9 @@ class _Display:
         self.doing = ''
         self.rate = 0.0
         self.at = done
+        self.in_epoch = -1
         self.bars = Progress(
-            TextColumn('{task.description}', style='bold'),
+            TextColumn('{task.description}', style='bold', markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TaskProgressColumn(),
@@ -188,9 +191,10 @@ class _Display:
         epoch, within = divmod(max(step - 1, 0), self.steps_per_epoch)
         note = f'{self.rate:,.0f} img/s' if self.rate else ''
         self.bars.update(self.run, completed=step, note=note)
-        self.bars.update(
-            self.epoch, completed=within + 1 if step else 0, description=f'epoch {epoch + 1}/{self.epochs}'
-        )
+        if epoch != self.in_epoch:  # a bar that was full once has no time left until it is reset
+            self.in_epoch = epoch
+            self.bars.reset(self.epoch, description=f'epoch {epoch + 1}/{self.epochs}')
+        self.bars.update(self.epoch, completed=within + 1 if step else 0)
 
     def __rich__(self) -> Group:
         parts: list[Any] = [self.bars]

@@ -3,6 +3,7 @@
 config.json      the config, flat
 metrics.jsonl    a line per epoch
 summary.json     the result; written when the run is finished
+not_finite.json  {'step', 'term'} of the loss that ended the run; gone as soon as the run is continued
 checkpoints/     see `checkpoint`
 teacher/         the run directory of the teacher, if it was trained along
 """
@@ -21,7 +22,8 @@ from jointrd_jax.checkpoint import Checkpoints, damage
 from jointrd_jax.errors import UserError
 from jointrd_jax.models import Network, Variables
 
-CONFIG, METRICS, SUMMARY = 'config.json', 'metrics.jsonl', 'summary.json'
+CONFIG, METRICS, SUMMARY, NOT_FINITE = 'config.json', 'metrics.jsonl', 'summary.json', 'not_finite.json'
+MEASURES = ('last_top1', 'best_top1', 'last_top5', 'teacher_top1')  # of a summary: percent, or None where unmeasured
 MAX_SIDE = 1 << 16  # of images
 
 
@@ -76,7 +78,10 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
             node[leaf] = tuple(value) if isinstance(value, list) else value
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path / CONFIG} is not a config of this version: {error}') from error
-    config_lib.validate(config)
+    try:
+        config_lib.validate(config)
+    except UserError as error:
+        raise UserError(f'{path / CONFIG}: {error}') from error
     return config
 
 
@@ -90,7 +95,12 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     summary = files.read_json(path)
-    if not isinstance(summary, dict) or not isinstance(summary.get('wall_seconds'), int | float):
+    if (
+        not isinstance(summary, dict)
+        or not isinstance(summary.get('procedure'), str)
+        or not isinstance(summary.get('wall_seconds'), int | float)
+        or not all(isinstance(summary.get(name), int | float | None) for name in MEASURES)
+    ):
         raise UserError(f'{path} is damaged: not a summary; delete it and continue the run to have it written again')
     return summary
 

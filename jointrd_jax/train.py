@@ -78,6 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
             checks.workdir(config, workdir)  # again, now that nobody else can write there
             if hosts.is_first():
                 files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
+                (workdir / runs.NOT_FINITE).unlink(missing_ok=True)
             summary = runs.read_summary(workdir)
             hosts.sync('workdir read')
             if summary is None:
@@ -232,7 +233,8 @@ class Trainer:
             }  # fmt: skip
             student = self.restored() if self.config.restore else None
             make = runtime.jit_once(self.initial_state, out_shardings=step_lib.replicated(self.devices))
-            self.state = make(student)
+            with self.reporter.waiting('initialising'):
+                self.state = make(student)
             self.best = step_lib.copy(self.state.student)
         else:
             self.resume(checkpoints, newest)
@@ -406,6 +408,8 @@ class Trainer:
             again = f' after {len(before)} rollbacks' if before else ''
             checkpoints.wait()
             kept = checkpoints.steps()
+            if hosts.is_first():
+                files.write_json(self.workdir / runs.NOT_FINITE, error.fault)
             raise NotFinite(
                 f'{error}{again}; '
                 + (

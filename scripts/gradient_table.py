@@ -10,9 +10,7 @@ import statistics
 import sys
 from collections.abc import Callable
 
-from jointrd_jax.report import collect
-
-STAGES = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
+from jointrd_jax.report import collect, page
 
 
 def norm(stage: str, line: dict[str, float]) -> float:
@@ -38,13 +36,14 @@ def main(directory: str) -> None:
     joint = variants['jointrd']
     epochs = joint.config['epochs']
     ends = [1, 10, 20, 40, epochs]
-    spans = [(1, 1), *((a + 1, b) for a, b in itertools.pairwise(ends) if a < b)]
+    spans = [(1, 1), *((a + 1, min(b, epochs)) for a, b in itertools.pairwise(ends) if a < min(b, epochs))]
+    stages = [stage for stage in page.gradient_stages(joint) if stage != 'head']
     names = [f'{a}' if a == b else f'{a} to {b}' for a, b in spans]
 
     rows = [['mixing weight m', *(f'{mean(joint, "mix", *span):.2f}' for span in spans)]]
-    for stage in STAGES[:-1]:
+    for stage in stages[:-1]:
         rows.append([f'share, {stage}', *(f'{mean(joint, f"gradient/{stage}/share", *s):.0%}' for s in spans)])
-    for stage in STAGES[:-1]:
+    for stage in stages[:-1]:
         rows.append([f'cosine, {stage}', *(f'{mean(joint, f"gradient/{stage}/cosine", *s):.2f}' for s in spans)])
     for origin in ('teacher', 'student'):
         row = [f'norm in stage1, {origin}', *(f'{mean(joint, f"gradient/stage1/{origin}", *s):.2f}' for s in spans)]
@@ -52,12 +51,12 @@ def main(directory: str) -> None:
     table(['epochs', *names], rows)
 
     rows = []
-    for first, last in ((1, 1), (2, 2), (2, 10), (41, epochs)):
+    for first, last in ((a, min(b, epochs)) for a, b in ((1, 1), (2, 2), (2, 10), (41, epochs)) if a <= epochs):
         for name in ('resnet', 'plain', 'jointrd'):
-            norms = [mean(variants[name], functools.partial(norm, stage), first, last) for stage in STAGES]
+            norms = [mean(variants[name], functools.partial(norm, stage), first, last) for stage in stages]
             top1 = f'{mean(variants[name], "top1", first, last):.1f} %'
             rows.append([f'{name}, {first} to {last}', *(f'{value:.2f}' for value in norms), top1])
-    table(['norm of the gradient', *STAGES, 'top-1, mean of the epochs'], rows)
+    table(['norm of the gradient', *stages, 'top-1, mean of the epochs'], rows)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
 """Every command of the README and the docs is run as printed, training made small.
 
 The convention: commands stand in ```bash boxes (a line each, `\\` continues one) and are run in a copy of the
-repository, one after the other; those that train get SHRINK at the end. A title, ```bash title="needs hardware", says
-what a box needs; it is not run. ```python boxes of the docs are run as they are, unless they have such a title.
+repository, one after the other; those that train or measure become small by SHRINK. A title "takes half an hour" says
+how long a box takes, and it is run like one without; "needs hardware" says what a box needs, and it is not run.
+```python boxes of the docs are run as they are, unless they need something.
 What .ci/run itself does (environment, installation, tests) is not done again here.
 """
 
@@ -19,13 +20,15 @@ from conftest import QUICK_FLAGS, ROOT
 from jointrd_jax import config as config_lib
 
 PAGES = sorted(path for path in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')] if path.exists())
-SHRINK = [
-    '--config.epochs=1',
-    '--config.model.stage_sizes=1,1',
-    '--config.model.width=4',
-    '--config.batch_size=256',
-]
-TRAINS = re.compile(r'-m jointrd_jax\.(main|compare)\b')
+TRAINS = r'-m jointrd_jax\.(main|compare|benchmark --config)\b'
+SHRINK = {  # what is added to a command that matches
+    TRAINS: '--config.epochs=1 --config.model.width=4 --config.batch_size=256',
+    rf'{TRAINS}(?!.*stage_sizes)': '--config.model.stage_sizes=1,1',  # a list can be given once
+    r'-m jointrd_jax\.compare': '--seeds=0',
+    r'-m jointrd_jax\.benchmark': '--rounds=1 --procedures=plain',
+    r'-m jointrd_jax\.benchmark(?!.*--config)': '--shapes=18:8:4 --width=4',
+}
+PROGRAMS = 'python|pytest|pip|ruff|mkdocs|git|srun|gcloud|tensorboard|wandb'
 DONE_BY_CI = re.compile(r'pip install|-m venv|-m pytest|\.ci/run|^ruff|^git clone|^cd ')
 BOX = re.compile(r'^```(bash|python)(?: title="([^"]*)")?\n(.*?)^```', re.M | re.S)
 
@@ -37,7 +40,8 @@ def boxes(page):
 
 def commands(text):
     lines = text.replace('\\\n', ' ').splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
+    bare = (re.sub(r'(^|\s)#.*', '', line).strip() for line in lines)
+    return [line for line in bare if line]
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +73,7 @@ def run(command, root):
 
 
 def shrunk(command):
-    return ' '.join([command, *SHRINK]) if TRAINS.search(command) else command
+    return ' '.join([command, *(added for pattern, added in SHRINK.items() if re.search(pattern, command))])
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
@@ -90,8 +94,9 @@ def test_commands_run_as_printed(page, clone):
 def test_pages_keep_the_convention():
     for page in PAGES:
         for _, title, _ in boxes(page):
-            assert not title or title.startswith('needs '), (page, title)
-        indented = re.findall(r'^    (?:python|scripts/|srun|gcloud).*', BOX.sub('', page.read_text()), re.M)
+            assert not title or title.startswith(('needs ', 'takes ')), (page, title)
+        text = BOX.sub('', page.read_text())
+        indented = re.findall(rf'^    (?:\w+=\S+ )*(?:{PROGRAMS}|scripts/)\b.*', text, re.M)
         assert not indented, f'{page.name}: {indented} belong in a ```bash box'
 
 
@@ -101,7 +106,7 @@ def test_every_program_and_field_that_is_named_exists():
         for module in set(re.findall(r'python -m jointrd_jax\.(\w+)', text)):
             path = ROOT / 'jointrd_jax' / module
             assert path.with_suffix('.py').exists() or (path / '__main__.py').exists(), (page, module)
-        for script in set(re.findall(r'\b((?:scripts|configs|examples)/\w+\.(?:py|sh))', text)):
+        for script in set(re.findall(r'\b((?:scripts|configs|examples|benchmarks)/\w+\.(?:py|sh))', text)):
             assert (ROOT / script).exists(), (page, script)
         for name in set(re.findall(r'--config\.([\w.]*\w)=', text)) - {'field', 'x'}:
             assert name in config_lib.FIELDS, (page, name)

@@ -36,6 +36,7 @@ def test_main_trains(tmp_path):
         (['--config.epochs=many'], 'epochs'),
         (['--config.procedure=magic'], "config.procedure='magic' is not accepted; it must be: resnet | plain"),
         (['--config.batch_size=0'], 'config.batch_size=0'),
+        (['--config.mix.taps=1', '--config.mix.taps', '3'], '--config.mix.taps is given more than once'),
         (['--config', 'configs/none.py'], 'none.py'),
         (['stray'], "unexpected argument 'stray'"),
         (['--nosuch'], 'nosuch'),
@@ -95,7 +96,8 @@ def test_compare_goes_on_after_a_loss_that_is_not_finite(tmp_path):
     assert 'is not finite at step' in diverged['runs'][0]['not_finite'] and diverged['last_top1_mean'] is None
     assert fine['last_top1_mean'] == fine['runs'][0]['last_top1']
     assert 'not finite' in next(line for line in done.stdout.splitlines() if '│ plain/diverges' in line)
-    assert (tmp_path / 'report.html').exists() and (tmp_path / 'compare.png').exists()
+    report = (tmp_path / 'report.html').read_text()
+    assert 'not finite at step' in report and 'not finished' not in report and (tmp_path / 'compare.png').exists()
 
 
 def test_compare_refuses_what_is_no_procedure(tmp_path):

@@ -34,6 +34,38 @@ def test_plain_lines_in_a_pipe():
     assert text(shown) == '[run] epoch 1/2  loss 1.2345  mix 0.75  top-1 56.78%  best 60.12%  1234 img/s\n'
 
 
+@pytest.mark.parametrize('path', ['/tmp/x[lr=0.1]/seed0', 'm[/b]', 'a[bold]b', ':smile:', '\\[red]'])
+def test_paths_are_printed_as_they_are(path):
+    shown = Reporter(path, Console(file=io.StringIO(), width=160, highlight=False))
+    shown.say(f'{path} is finished already')
+    shown.table(path, [(path, 'value')], ('field', path))
+    lines = text(shown).splitlines()
+    assert lines[0] == f'[{path}] {path} is finished already'
+    assert lines[1].strip() == path and text(shown).count(path) == 5
+
+
+def test_paths_in_the_live_display_are_shown_as_they_are(monkeypatch):
+    monkeypatch.setenv('TERM', 'xterm-256color')
+    shown = Reporter('m[/b]', Console(file=io.StringIO(), width=160, force_terminal=True))
+    with shown.live(80, 0, 40, 32), shown.waiting('reading a[/b]'):
+        seen = rendered(shown)
+    assert 'm[/b]' in seen and 'reading a[/b] ...' in seen
+
+
+def test_every_epoch_has_its_own_time_left(monkeypatch):
+    monkeypatch.setenv('TERM', 'xterm-256color')
+    shown = reporter(True)
+    with shown.live(60, 0, 20, 32):
+        for step in range(1, 31):
+            shown.step(step)
+            time.sleep(0.01)
+        epoch = shown._display.bars.tasks[1]
+        assert epoch.completed == 10 and not epoch.finished and epoch.time_remaining >= 0
+        assert epoch.finished_time is None and epoch.finished_speed is None
+        line = next(line for line in rendered(shown).splitlines() if 'epoch 2/3' in line)
+        assert '10/20' in line
+
+
 def test_plain_lines_come_seldom_but_first_and_last_always():
     shown = reporter(False, every_seconds=1000)
     for epoch in range(1, 6):

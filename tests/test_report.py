@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ROOT
+from runs_for_tests import digits_run
 
 from jointrd_jax import files, runs
 from jointrd_jax.errors import UserError
@@ -17,8 +18,8 @@ from jointrd_jax.report import charts, collect, page, predictions
 from jointrd_jax.report.charts import Series
 
 EXPORT = {
-    'network': 'plain10', 'digest': 'other', 'parameters': 12345, 'macs': 67890, 'checkpoint_top1': 68.6,
-    'verified_on': '500 test images of digits',
+    'run': 'elsewhere', 'network': 'plain10', 'digest': 'other', 'parameters': 12345, 'macs': 67890,
+    'checkpoint_top1': 68.6, 'verified_on': '500 test images of digits',
     'artifacts': {'onnx': {'file': 'network.onnx', 'bytes': 50000, 'runtime': 'onnxruntime 1', 'top1': 68.4,
                            'max_relative_difference': 2e-7}},
 }  # fmt: skip
@@ -53,7 +54,7 @@ def report(watched_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('reported') / 'run'
     shutil.copytree(watched_run, workdir)
     (workdir / 'exported').mkdir()
-    files.write_json(workdir / 'exported' / 'export.json', EXPORT)
+    files.write_json(workdir / 'exported' / 'export.json', {**EXPORT, 'run': str(workdir)})
     out = workdir.parent / 'pages' / 'report.html'
     written = page.write([workdir], out)
     return Page(out), out.read_text(), written
@@ -64,11 +65,11 @@ def test_it_shows_every_part(report, watched_run):
     assert written == {'runs': 2, 'variants': ['resnet', 'jointrd']}
     summary = runs.read_summary(watched_run)
     assert f'{summary["last_top1"]:.2f}' in shown.text and f'{summary["teacher_top1"]:.2f}' in shown.text
-    assert f'reaches {summary["last_top1"]:.1f} % by JointRD' in shown.text
+    assert f'reaches {summary["last_top1"]:.2f} % top-1 by JointRD' in shown.text and 'best of' not in shown.text
     for part in ('Result', 'procedure', 'Curves', 'Mixing weight', 'The hybrids', 'path1: 1 blocks plain',
                  "the teacher's share of each stage's gradient", 'through the teacher', 'stage3: gradient norm',
                  'What it gets wrong', '% sure', 'network.onnx', '48.8 KiB', '2.0e-07',
-                 'Not made from the last weights'):  # fmt: skip
+                 'but not made from its last weights'):  # fmt: skip
         assert part in shown.text, part
     assert shown.tags['svg'] >= 15 and shown.tags['polyline'] >= 20
 
@@ -78,6 +79,7 @@ def test_it_needs_nothing_else(report):
     assert all(link.startswith(('#', 'data:')) for link in shown.links), shown.links
     for word in ('http://', 'https://', '@import', 'url(', 'fetch('):
         assert word not in source
+    assert 'Content-Security-Policy" content="default-src \'none\'; img-src data:; style' in source
     assert 'prefers-color-scheme: dark' in source and 'width=device-width' in source
 
 
@@ -122,6 +124,108 @@ def test_what_it_refuses(tmp_path, monkeypatch):
         page.write([tmp_path], tmp_path / 'report.html')
 
 
+def test_an_export_that_lies_elsewhere(watched_run, tmp_path):
+    run, out, export = tmp_path / 'run', tmp_path / 'report.html', tmp_path / 'export'
+    shutil.copytree(watched_run, run, ignore=shutil.ignore_patterns('teacher'))
+    export.mkdir()
+    for about, said in (
+        ({'run': str(run)}, f'Of {run} , but not made from its last weights'),
+        ({'digest': runs.read_summary(run)['student_digest']}, f'Made from exactly the weights of {run} .'),
+        ({}, 'Of the run elsewhere , which is not in this report.'),
+    ):
+        files.write_json(export / 'export.json', {**EXPORT, **about})
+        page.write([run, export], out, evaluate=False)
+        assert said in Page(out).text and 'network.onnx' in Page(out).text
+    with pytest.raises(UserError, match='exports alone make no report'):
+        page.write([export], out)
+
+
+def test_imported_weights_are_shown_as_unmeasured(tmp_path):
+    digits_run(tmp_path / 'imported')
+    page.write([tmp_path / 'imported'], tmp_path / 'report.html', evaluate=False)
+    assert '0 : unmeasured' in Page(tmp_path / 'report.html').text
+
+
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        (runs.CONFIG, '[]'), (runs.CONFIG, '{'), (runs.CONFIG, '{"procedure": 3}'), (runs.CONFIG, '{"procedure": {}}'),
+        (runs.METRICS, '3\n'), (runs.METRICS, '[1]\n'), (runs.METRICS, '{}\n'), (runs.METRICS, '\xff'),
+        (runs.METRICS, '{"epoch": 1, "top1": "much"}\n'), (runs.METRICS, 'torn\n{"epoch": 1}\n'),
+        (runs.SUMMARY, '{"wall_seconds": 1}'), (runs.SUMMARY, '[]'), (runs.SUMMARY, '{'),
+        (runs.SUMMARY, '{"wall_seconds": 1, "procedure": "plain", "last_top1": "much"}'),
+        (runs.NOT_FINITE, '[]'), (runs.NOT_FINITE, '{}'),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_named(watched_run, tmp_path, name, content):
+    run = tmp_path / 'run'
+    shutil.copytree(watched_run, run, ignore=shutil.ignore_patterns('teacher', 'checkpoints'))
+    (run / name).write_text(content, encoding='latin-1')
+    for path in (run, tmp_path):
+        with pytest.raises(UserError, match=str(run / name)):
+            page.write([path], tmp_path / 'report.html', evaluate=False)
+
+
+def test_files_of_something_else_are_passed_over(watched_run, tmp_path):
+    run, out = tmp_path / 'run', tmp_path / 'report.html'
+    shutil.copytree(watched_run, run, ignore=shutil.ignore_patterns('teacher', 'checkpoints'))
+    for i, text in enumerate(('[]', '{}', '3', 'no json', '{"artifacts": {"a": 1}, "model_type": "bert"}')):
+        for name in (runs.CONFIG, 'export.json'):
+            (run / f'other{i}').mkdir(exist_ok=True)
+            (run / f'other{i}' / name).write_text(text)
+    assert page.write([tmp_path], out, evaluate=False) == {'runs': 1, 'variants': ['jointrd']}
+    assert 'Exports' not in Page(out).text
+    with pytest.raises(UserError, match='holds no run'):
+        page.write([run, tmp_path / 'nothing'], out)
+
+
+def test_a_gradient_without_bound_leaves_the_charts_drawable():
+    lines = [{'epoch': 1, 'gradient_norm': float('inf')}, {'epoch': 2, 'gradient_norm': 3.0}]
+    (variant,) = collect.variants([record()._replace(metrics=lines)])
+    assert variant.curve('gradient_norm') == [(2, 3.0, 3.0, 3.0)]
+
+
+def finished(top1, procedure='jointrd', **fields):
+    return [record(procedure, seed, {'last_top1': top1 + seed}, **fields) for seed in (0, 1, 2)]
+
+
+def said(records):
+    return page.headline(collect.variants(records))
+
+
+def test_headline_has_spread_and_says_what_it_was_chosen_among():
+    one = said(finished(90.0) + finished(50.0, 'plain') + finished(95.0, 'resnet'))
+    assert one == (
+        'A network of 34 layers without a single shortcut reaches 91.00 ± 1.00 % top-1 by JointRD (jointrd), '
+        '51.00 ± 1.00 % when it is trained alone; the ResNet of the same shape reaches 96.00 ± 1.00 %. '
+        'Mean ± standard deviation of 3 seeds.'
+    )
+    three = said([run for eta in (0.0, 0.5, 1.0) for run in finished(90.0 + eta, mix__eta=eta)])
+    assert '92.00 ± 1.00 %' in three and 'eta=1' in three
+    assert three.endswith('The JointRD shown is the best of 3 variants, chosen on these same evaluation images.')
+    assert 'standard deviation' not in said([record('jointrd', summary={'last_top1': 90.0})])
+    diverged = [run._replace(summary=None, not_finite={'step': 3, 'term': 'loss'}) for run in finished(90.0)[2:]]
+    assert 'reaches 90.50 ± 0.71 % (without 1 not finite) top-1' in said(finished(90.0)[:2] + diverged)
+    assert said(diverged) == '' and page.outcome(diverged[0]) == 'loss not finite at step 3'
+    assert said([record('jointrd', summary={'last_top1': None})]) == ''
+
+
+@pytest.mark.parametrize(
+    'shortcuts, kept',
+    [
+        ('none', 'without a single shortcut'),
+        ('projection', 'that keeps only projection shortcuts'),
+        ('all', 'that keeps all its shortcuts'),
+        ('projection,none,none,none,none,none,none,none', 'without a single shortcut'),  # the first changes no shape
+        ('none,none,projection,none,none,none,none,none', 'that keeps only projection shortcuts'),
+        ('none,none,none,none,all,all,none,none', 'that keeps some of its shortcuts'),
+    ],
+)
+def test_headline_says_which_shortcuts_are_kept(shortcuts, kept):
+    text = said(finished(90.0, model__shortcuts=shortcuts, model__depth=18))
+    assert f'A network of 18 layers {kept} reaches' in text
+
+
 def record(procedure='plain', seed=0, summary=None, **fields):
     defaults = {name: field.default for name, field in collect.config_lib.FIELDS.items()}
     config = {**defaults, 'procedure': procedure, 'seed': seed, **{k.replace('__', '.'): v for k, v in fields.items()}}
@@ -137,6 +241,13 @@ def test_variants_are_named_by_what_differs():
     assert [(v.name, len(v.runs)) for v in found] == [
         ('resnet', 1), ('plain', 1), ('plain+dirac', 1), ('jointrd eta=0', 2), ('jointrd eta=0.5', 2),
     ]  # fmt: skip
+
+
+def test_the_base_of_ablations_has_the_bare_name():
+    found = collect.variants(
+        [record('jointrd'), record('jointrd', mix__eta=0.0), record('jointrd', mix__taps=(3,)), record('plain')]
+    )
+    assert [v.name for v in found] == ['plain', 'jointrd', 'jointrd eta=0', 'jointrd taps=3']
 
 
 def test_mean_and_spread():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from faults import outcome, run_with_stops, small_config
 
-from jointrd_jax import errors, runs, step as step_lib, train
+from jointrd_jax import errors, files, runs, step as step_lib, train
 from jointrd_jax.checkpoint import Checkpoints
 
 # Far too high; some rollbacks of a factor of 1000 bring it into reach.
@@ -25,6 +25,8 @@ def test_stop_names_step_and_term_and_keeps_the_checkpoints(tmp_path, quiet):
     ):
         train.run(config, tmp_path, quiet)
     assert not (tmp_path / runs.SUMMARY).exists()
+    fault = files.read_json(tmp_path / runs.NOT_FINITE)
+    assert fault['step'] >= 0 and fault['term'] in ('ce/student', 'gradient_norm')
     for step in Checkpoints(tmp_path).steps():  # whatever was saved is good
         restored = runs.load(tmp_path)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.variables)), step
@@ -35,6 +37,9 @@ def test_the_term_at_fault_is_named(procedure, tmp_path, quiet):
     """A student whose head alone is broken: the mixed paths and the teacher are fine."""
     config = small_config(procedure, epochs=1)
     train.run(config, tmp_path / 'whole', quiet)
+    files.write_json(tmp_path / 'whole' / runs.NOT_FINITE, {'step': 3, 'term': 'loss'})
+    train.run(config, tmp_path / 'whole', quiet)
+    assert not (tmp_path / 'whole' / runs.NOT_FINITE).exists()  # gone when the run is continued
     whole = runs.load(tmp_path / 'whole')
     head = jax.tree.map(lambda leaf: leaf * np.nan, whole.variables['params']['head'])
     broken = {**whole.variables, 'params': {**whole.variables['params'], 'head': head}}

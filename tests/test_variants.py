@@ -1,11 +1,13 @@
 """Ablations in one command: variants are read, run, kept apart and reported."""
 
 import json
+import re
+import resource
 
 import pytest
-from conftest import tiny_config
+from conftest import ROOT, shipped_config, tiny_config
 
-from jointrd_jax import compare, config as config_lib, runs
+from jointrd_jax import compare, config as config_lib, files, runs
 from jointrd_jax.errors import UserError
 
 
@@ -20,6 +22,8 @@ def test_variants_are_read():
     [
         ('eta0', "'eta0' is not 'NAME: field=value"),
         ('a/b: mix.eta=0', 'with a name of its own'),
+        ('..: mix.eta=0', 'with a name of its own'),
+        ('.: mix.eta=0', 'with a name of its own'),
         ('a: mix.eta=0; a: mix.eta=1', 'with a name of its own'),
         ('a: mix.eta', "'mix.eta' is not field=value"),
         ('a: mix.eat=1', "no field 'mix.eat'; did you mean mix.eta"),
@@ -37,6 +41,71 @@ def test_values_of_every_field_can_be_written():
         value = field.default
         text = ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
         assert config_lib.from_text(name, text) == value, name
+
+
+@pytest.mark.parametrize(
+    'procedures, variants, message',
+    [
+        (
+            ('plain', 'jointrd'),
+            {'a': {}, 'taps': {'mix.taps': (99,)}},
+            'jointrd/taps: config.mix: taps after the blocks',
+        ),
+        (('plain', 'feature_kd'), None, 'feature_kd: config.procedure=feature_kd needs config.distill.weight'),
+        (('plain',), {'a': {}, 'b': {'mix.eta': 3.0}}, 'plain/b: config.mix.eta=3.0 is not accepted'),
+        (('plain',), {'a': {}, 'b': {'model.shortcuts': 'none,all'}}, 'plain/b: 2 per-block choices were given'),
+        (('jointrd',), {'a': {}, 'wide': {'model.width': 8}}, 'jointrd/wide: the teacher of all has width 4'),
+        (('resnet', 'plain+dirac', 'plain'), {'a': {'batch_size': 0}}, 'resnet/a: config.batch_size=0'),
+    ],
+)
+def test_a_bad_cell_is_found_before_any_is_trained(procedures, variants, message, tmp_path):
+    with pytest.raises(UserError, match=f'^{re.escape(message)}'):
+        compare.run(tiny_config(), tmp_path / 'c', [0, 1], procedures, variants)
+    assert not (tmp_path / 'c').exists()
+
+
+def test_a_run_of_another_config_is_found_before_any_is_trained(tmp_path):
+    there = tmp_path / 'plain' / 'seed1'
+    there.mkdir(parents=True)
+    files.write_json(there / runs.CONFIG, config_lib.flatten(tiny_config(procedure='plain', seed=1, epochs=99)))
+    with pytest.raises(UserError, match=r'^plain: .*seed1 holds a run of another config \(epochs: 99 there'):
+        compare.run(tiny_config(), tmp_path, [0, 1], ('plain',))
+    assert not (tmp_path / 'plain' / 'seed0').exists()
+
+
+def test_the_name_of_a_procedure_says_whether_it_is_dirac_parametrised(tmp_path):
+    recipe = shipped_config('imagenet')  # which is, by itself
+    for name in ('plain', 'jointrd'):
+        with pytest.raises(UserError, match=rf'dirac=True, but {name} is compared without it: name {name}\+dirac'):
+            compare.plan(recipe, tmp_path, [0], ('resnet', name))
+    jobs = compare.plan(recipe, tmp_path, [0], ('resnet', 'jointrd+dirac'))
+    assert [(job.name, job.config.model.dirac) for job in jobs] == [('resnet', False), ('jointrd+dirac', True)]
+    recipe.model.dirac = False
+    jobs = compare.plan(recipe, tmp_path, [0], ('plain', 'plain+dirac'), {'a': {}, 'b': {'model.dirac': True}})
+    assert [job.config.model.dirac for job in jobs] == [False, True, True, True]
+
+
+def test_the_ablations_of_the_docs_can_all_be_run(tmp_path):
+    (text,) = re.findall(r"--variants '([^']*)'", (ROOT / 'docs' / 'experiments.md').read_text())
+    variants = compare.parse_variants(text)
+    jobs = compare.plan(shipped_config('digits'), tmp_path, [0, 1, 2], ('jointrd',), variants)
+    assert len(jobs) == 3 * (1 + len(variants)) and len(variants) == 7
+
+
+def test_a_picture_is_whole_or_absent(tmp_path):
+    files.append_line(tmp_path / runs.METRICS, json.dumps({'epoch': 1, 'top1': 50.0}))
+    result = {'plain': {'runs': [{'path': '.', 'last_top1': 50.0}]}}
+    (tmp_path / 'compare.png').write_text('before')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a picture is larger
+    try:
+        with pytest.raises(UserError, match=r'cannot write .*compare\.png: File too large'):
+            compare.draw(tmp_path, result)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / 'compare.png').read_text() == 'before' and len(list(tmp_path.iterdir())) == 2
+    compare.draw(tmp_path, result)
+    assert (tmp_path / 'compare.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_ablation(tmp_path, watched_run):

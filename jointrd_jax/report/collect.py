@@ -1,6 +1,7 @@
 """Runs on disk to what a report shows: variants (one config but for the seed), their curves and results."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,18 +14,28 @@ from jointrd_jax.errors import UserError
 # Fields that do not tell variants apart: where things are, how they are kept and shown, chance.
 APART = ('seed', 'dataset.data_dir', 'teacher.path', 'eval_every', 'eval_hybrids', 'eval_batch_size')
 APART_GROUPS = ('log.', 'checkpoint.')
+EXPORT = 'export.json'
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 
 Point = tuple[float, float]
 
 
 class Record(NamedTuple):
-    """One run: its config (flat), its lines of metrics.jsonl, its summary (None: not finished)."""
+    """One run.
+
+    Attributes:
+      path: its directory.
+      config: flat.
+      metrics: its lines of metrics.jsonl.
+      summary: None: not finished.
+      not_finite: {'step', 'term'} of the loss that ended it.
+    """
 
     path: Path
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     summary: dict[str, Any] | None
+    not_finite: dict[str, Any] | None = None
 
     @property
     def seed(self) -> int:
@@ -63,7 +74,7 @@ class Variant(NamedTuple):
         for run in self.runs:
             for line in run.metrics:
                 found = value(line)
-                if found is not None:
+                if found is not None and math.isfinite(found):  # the norm of an exploding gradient may not be
                     by_epoch.setdefault(line['epoch'], []).append(found)
         most = max(map(len, by_epoch.values()), default=0)
         return [(epoch, statistics.fmean(v), min(v), max(v)) for epoch, v in sorted(by_epoch.items()) if len(v) == most]
@@ -77,44 +88,137 @@ class Variant(NamedTuple):
 
 
 def read(path: Path) -> Record:
-    """The run at `path`; a torn last line of its metrics (a run at work) is left out."""
-    defaults = {name: field.default for name, field in config_lib.FIELDS.items()}
-    config = json.loads(json.dumps({**defaults, **files.read_json(path / runs.CONFIG)}))
+    """The run at `path`; a torn last line of its metrics (a run at work) is left out.
+
+    Raises:
+      UserError: one of its files is damaged.
+    """
+    config = json.loads(json.dumps(config_lib.flatten(runs.read_config(path))))
+    return Record(path, config, read_metrics(path / runs.METRICS), runs.read_summary(path), read_not_finite(path))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; none while there is no such file.
+
+    Raises:
+      UserError: a line, other than a torn last one, is not {name: number} with an epoch.
+    """
+    lines = files.read_text(path).splitlines() if path.is_file() else []
     metrics = []
-    if (path / runs.METRICS).is_file():
-        for line in (path / runs.METRICS).read_text().splitlines():
-            try:
-                metrics.append(json.loads(line))
-            except ValueError:
-                continue
-    return Record(path, config, metrics, runs.read_summary(path))
+    for i, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+            if i == len(lines):
+                break
+        is_line = isinstance(line, dict) and isinstance(line.get('epoch'), int)
+        if not is_line or not all(isinstance(value, int | float) for value in line.values()):
+            raise UserError(f'{path} is damaged: line {i} is not a line of metrics')
+        metrics.append(line)
+    return metrics
+
+
+def read_not_finite(path: Path) -> dict[str, Any] | None:
+    """Which loss ended the run at `path`, and when; None if none did.
+
+    Raises:
+      UserError: the file that says so is damaged.
+    """
+    path = path / runs.NOT_FINITE
+    if not path.is_file():
+        return None
+    fault = files.read_json(path)
+    if not isinstance(fault, dict) or not fault.keys() >= {'step', 'term'}:
+        raise UserError(f'{path} is damaged: it does not say which loss was not finite, and when')
+    return fault
 
 
 def find(paths: Iterable[str | Path]) -> list[Record]:
     """All runs at or below `paths` (run directories, directories of `compare`), teachers included.
 
+    A config.json of something else is passed over, and so is a path that holds exports alone.
+
     Raises:
-      UserError: a path holds no run.
+      UserError: a path that holds neither run nor export, no run in any, or a damaged file of a run.
     """
     found: dict[Path, Record] = {}
-    for path in map(Path, paths):
+    paths = [Path(path) for path in paths]
+    for path in paths:
         configs = [p for p in sorted(path.rglob(runs.CONFIG)) if CHECKPOINTS not in p.relative_to(path).parts]
-        if not configs:
-            raise UserError(f'{path} holds no run: no {runs.CONFIG} there or below')
-        for config in configs:
-            if config.parent.resolve() not in found:
-                found[config.parent.resolve()] = read(config.parent)
+        places = [p.parent for p in configs if is_run(p.parent, named=p.parent == path)]
+        if not places and not exports([path], []):
+            raise UserError(f'{path} holds no run: no {runs.CONFIG} of one there or below')
+        for place in places:
+            if place.resolve() not in found:
+                found[place.resolve()] = read(place)
+    if not found:
+        raise UserError(f'{", ".join(map(str, paths))}: exports alone make no report; name their run too')
     return list(found.values())
 
 
-def identity(config: dict[str, Any]) -> str:
-    """What runs of one variant share, as text."""
+def is_run(path: Path, named: bool) -> bool:
+    """Whether the config.json in `path` is a run's, and not of something else that lies there.
+
+    Raises:
+      UserError: it is not, although `path` was `named` as a run or has a run's metrics.
+    """
+    try:
+        config = files.read_json(path / runs.CONFIG)
+    except UserError:
+        config = None
+    if isinstance(config, dict) and 'procedure' in config:
+        return True
+    if named or (path / runs.METRICS).exists():
+        raise UserError(f'{path / runs.CONFIG} is damaged, or not the config of a run')
+    return False
+
+
+def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, Any]]:
+    """What each export at or below `paths` says of itself, its 'path', and the 'record' of its run (None: not here)."""
+    by_path = {record.path.resolve(): record for record in records}
+    by_digest = {record.summary.get('student_digest'): record for record in records if record.summary}
+    found = {}
+    for place in (place for path in paths for place in sorted(path.rglob(EXPORT))):
+        try:
+            about = files.read_json(place)
+        except UserError:
+            continue
+        if is_export(about):
+            record = by_path.get(Path(about['run']).resolve()) or by_digest.get(about['digest'])
+            found[place.resolve()] = {**about, 'path': place.parent, 'record': record}
+    return list(found.values())
+
+
+def is_export(about: Any) -> bool:
+    """Whether that is what `export` writes, and not the export.json of something else."""
+
+    def has(value: Any, kind: Any, *names: str) -> bool:
+        return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name in names)
+
+    number = int | float | None
+    return (
+        has(about, str, 'run', 'network', 'digest', 'verified_on')
+        and has(about, int, 'parameters', 'macs')
+        and has(about, dict, 'artifacts')
+        and has(about, number, 'checkpoint_top1')
+        and all(
+            has(made, str, 'file', 'runtime')
+            and has(made, int, 'bytes')
+            and has(made, number, 'top1', 'max_relative_difference')
+            for made in about['artifacts'].values()
+        )
+    )
+
+
+def used(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that decide the result of a run, but for the seed."""
     kept = {k: v for k, v in config.items() if k not in APART and not k.startswith(APART_GROUPS)}
     if config['procedure'] in config_lib.TRAINS_RESNET:  # a teacher inherits fields of the student that it does not use
         kept = {k: v for k, v in kept.items() if k not in ('model.shortcuts', 'model.dirac')}
     if not config['procedure'].startswith('jointrd'):
         kept = {k: v for k, v in kept.items() if not k.startswith('mix.')}
-    return json.dumps(kept, sort_keys=True)
+    return kept
 
 
 def differences(configs: list[dict[str, Any]]) -> list[str]:
@@ -129,16 +233,23 @@ def differences(configs: list[dict[str, Any]]) -> list[str]:
 
 
 def variants(records: list[Record]) -> list[Variant]:
-    """The runs grouped and named: by procedure, and by the fields that tell variants of one procedure apart."""
+    """The runs grouped and named: by procedure, and by the fields that tell variants of one procedure apart.
+
+    A name leaves out what most variants of its procedure have, so that the base of ablations is called 'jointrd'.
+    """
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(identity(record.config), []).append(record)
+        groups.setdefault(json.dumps(used(record.config), sort_keys=True), []).append(record)
     chosen = [one_per_seed(group) for group in groups.values()]
     named = []
     for group in chosen:
         config = group[0].config
         peers = [g[0].config for g in chosen if g[0].config['procedure'] == config['procedure']]
-        fields = [name for name in differences(peers) if json.loads(identity(config)).get(name) is not None]
+        fields = [
+            name
+            for name in differences(peers)
+            if name in used(config) and 2 * sum(peer[name] == config[name] for peer in peers) <= len(peers)
+        ]
         name = config['procedure'] + ('+dirac' if config['model.dirac'] and 'resnet' not in config['procedure'] else '')
         shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field != 'model.dirac']
         named.append(Variant(' '.join([name, *shown]), config, group))
@@ -158,12 +269,3 @@ def show(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ','.join(map(str, value)) or '()'
     return f'{value:g}' if isinstance(value, float) else str(value)
-
-
-def exports(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Every export.json in or just below the runs, with the run it belongs to."""
-    found = []
-    for record in records:
-        for path in sorted({*record.path.glob('export.json'), *record.path.glob('*/export.json')}):
-            found.append({**files.read_json(path), 'path': path.parent, 'record': record})
-    return found

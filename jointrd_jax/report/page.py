@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jointrd_jax import config as config_lib, files
+from jointrd_jax import build, config as config_lib, files
 from jointrd_jax.errors import UserError, require
 from jointrd_jax.report import charts, collect
 from jointrd_jax.report.charts import Series
@@ -20,7 +20,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
     """Write the report of the runs at or below `paths` to `out`.
 
     Args:
-      paths: run directories, or directories of `compare`.
+      paths: run directories, directories of `compare`, and directories of `export`.
       out: the HTML file.
       title: of the page; by default made from the dataset and the procedures.
       evaluate: whether to run the networks again for confusions and example images.
@@ -29,7 +29,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
       {'runs': how many runs it shows, 'variants': their names}.
 
     Raises:
-      UserError: a path without runs, jinja2 missing, or `out` cannot be written.
+      UserError: a path without runs, a damaged file of a run, jinja2 missing, or `out` cannot be written.
     """
     jinja2 = require('jinja2', 'report')
     records = collect.find(paths)
@@ -41,7 +41,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {'show': show, 'bytes': human_bytes, 'measure': measure}
+    environment.filters |= {'show': show, 'used': collect.used, 'bytes': human_bytes, 'measure': measure}
     html = environment.get_template(TEMPLATE).render(
         title=title or default_title(variants),
         variants=variants,
@@ -55,7 +55,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         gradients=gradient_curves(variants),
         schedules=schedule_curves(variants),
         looks=[look(variant) for variant in variants] if evaluate else [],
-        exports=collect.exports(records),
+        exports=collect.exports(map(Path, paths), records),
         environments=environments(variants),
         date=datetime.date.today().isoformat(),
     )
@@ -81,17 +81,24 @@ def row(variant: Variant) -> dict[str, Any]:
         'variant': variant,
         'network': first.get('model', ''),
         'shortcuts': first.get('shortcuts', variant.config['model.shortcuts']),
-        'seeds': [run.seed for run in variant.finished],
-        'unfinished': [
-            (run.seed, run.metrics[-1]['epoch'] if run.metrics else 0) for run in variant.runs if not run.summary
-        ],
+        'runs': len(summaries),
+        'seeds': [(run.seed, outcome(run)) for run in variant.runs],
         'last': variant.result('last_top1'),
         'best': variant.result('best_top1'),
         'top5': variant.result('last_top5'),
         'teacher': variant.result('teacher_top1'),
         'wall': variant.result('wall_seconds'),
-        'each': [summary['last_top1'] for summary in summaries],
     }
+
+
+def outcome(run: collect.Record) -> str:
+    """A run's accuracy, or why it has none."""
+    if run.summary:
+        top1 = run.summary.get('last_top1')
+        return 'unmeasured' if top1 is None else f'{top1:.1f}'
+    if run.not_finite:
+        return f'{run.not_finite["term"]} not finite at step {run.not_finite["step"]}'
+    return f'not finished, epoch {run.metrics[-1]["epoch"] if run.metrics else 0} of {run.config["epochs"]}'
 
 
 def measure(result: tuple[float, float] | None, runs: int, digits: int = 2) -> str:
@@ -102,32 +109,60 @@ def measure(result: tuple[float, float] | None, runs: int, digits: int = 2) -> s
 
 
 def headline(variants: list[Variant]) -> str:
-    """The result in one sentence, if there is a JointRD run to speak of."""
+    """The result in one sentence or two, if there is a JointRD run to speak of.
 
-    def best(*procedures: str, like: dict[str, Any] | None = None) -> tuple[float, Variant] | None:
+    Where several variants could stand in it, it is the best of them on the evaluation images, and says so.
+    """
+
+    def best(*procedures: str, like: dict[str, Any] | None = None) -> tuple[Variant, str, int] | None:
         scored = [
-            (v.result('last_top1')[0], v)
+            v
             for v in variants
-            if v.procedure in procedures and v.finished and all(v.config[k] == like[k] for k in like or ())
+            if v.procedure in procedures and v.result('last_top1') and all(v.config[k] == like[k] for k in like or ())
         ]
-        return max(scored, key=lambda pair: pair[0], default=None)
+        if not scored:
+            return None
+        chosen = max(scored, key=lambda v: v.result('last_top1')[0])
+        failed = sum(run.not_finite is not None for run in chosen.runs)
+        text = f'{measure(chosen.result("last_top1"), len(chosen.finished))} %'
+        return chosen, text + (f' (without {failed} not finite)' if failed else ''), len(scored)
 
     joint = best('jointrd', 'jointrd_scratch')
     if not joint:
         return ''
-    config = joint[1].config
+    config = joint[0].config
     same = ('dataset.name', 'model.depth', 'model.stage_sizes', 'model.block', 'model.width', 'epochs')
     resnet = best('resnet', like={name: config[name] for name in same})
     same += ('model.shortcuts', 'model.dirac')
     plain = best('plain', like={name: config[name] for name in same})
-    summary = joint[1].finished[0].summary
-    shortcut = 'without a single shortcut' if summary['shortcuts'] == 'none' else 'that keeps only projection shortcuts'
-    text = f'A {summary["depth"]}-layer network {shortcut} reaches {joint[0]:.1f} % by JointRD ({joint[1].name})'
+    text = f'A {network_in_words(config)} reaches {joint[1]} top-1 by JointRD ({joint[0].name})'
     if plain:
-        text += f', {plain[0]:.1f} % when it is trained alone'
+        text += f', {plain[1]} when it is trained alone'
     if resnet:
-        text += f'; the ResNet of the same shape reaches {resnet[0]:.1f} %'
-    return text + '.'
+        text += f'; the ResNet of the same shape reaches {resnet[1]}'
+    text += '.'
+    seeds = [len(found[0].finished) for found in (joint, plain, resnet) if found]
+    if max(seeds) > 1:
+        text += f' Mean ± standard deviation of {" to ".join(map(str, sorted({min(seeds), max(seeds)})))} seeds.'
+    for found, name in ((joint, 'JointRD'), (plain, 'plain'), (resnet, 'ResNet')):
+        if found and found[2] > 1:
+            text += f' The {name} shown is the best of {found[2]} variants, chosen on these same evaluation images.'
+    return text
+
+
+def network_in_words(config: dict[str, Any]) -> str:
+    """'network of 34 layers without a single shortcut' for the student of a flat config."""
+    full = config_lib.default()
+    full.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+    network = build.student(full, 1)
+    kinds = set(network.block_shortcuts())
+    if kinds == {'none'}:
+        kept = 'without a single shortcut'
+    elif 'none' not in kinds:
+        kept = 'that keeps all its shortcuts'
+    else:
+        kept = f'that keeps {"some of its" if "identity" in kinds else "only projection"} shortcuts'
+    return f'network of {network.depth} layers {kept}'
 
 
 def learning_curves(variants: list[Variant]) -> list[str]:
@@ -152,7 +187,10 @@ def schedule_curves(variants: list[Variant]) -> list[str]:
             points = tuple(variant.curve(name))
             if points:
                 seen.setdefault(points, []).append((i, variant))
-        series = [Series(', '.join(v.name for _, v in same), points, same[0][0]) for points, same in seen.items()]
+        series = []
+        for points, same in seen.items():
+            every = len(same) == len(variants) > 1
+            series.append(Series('all' if every else ', '.join(v.name for _, v in same), points, same[0][0]))
         figures.append(charts.line_chart(title, series, y_range=limits))
     return figures
 
@@ -164,7 +202,7 @@ def path_curves(variants: list[Variant]) -> list[str]:
         names = variant.names('path', '_top1')
         if names:
             shown = [*names, 'top1', 'teacher_top1']
-            taps = variant.finished[0].summary['taps'] if variant.finished else [''] * len(names)
+            taps = (variant.finished[0].summary.get('taps') if variant.finished else None) or ['?'] * len(names)
             labels = [f'{name.removesuffix("_top1")}: {tap} blocks plain' for name, tap in zip(names, taps)]
             labels += ['student (all plain)', 'teacher (all residual)']
             series = [Series(label, variant.curve(name), i) for i, (name, label) in enumerate(zip(shown, labels))]
