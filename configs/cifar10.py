@@ -1,10 +1,12 @@
-"""JointRD on CIFAR-10, the authors' recipe (Li et al., NeurIPS 2020, as in their released scripts).
+"""JointRD on CIFAR-10: the recipe of the authors' released scripts, for a student without any shortcut.
 
+Paper     Li et al., NeurIPS 2020
 Command   python -m jointrd_jax.prepare cifar10 --data_dir DATA
           python -m jointrd_jax.main --config configs/cifar10.py --workdir runs/cifar10 --config.dataset.data_dir=DATA
 Hardware  one GPU; time unmeasured
 Accuracy  unmeasured here. The authors' released plain nets: 18 layers 95.4 %, 34: 95.0 %, 50: 94.5 % top-1
-          (they keep the projections: --config.model.shortcuts=projection)
+          (theirs keep the projections and are Dirac-parametrised: add --config.model.shortcuts=projection
+          --config.model.dirac=True)
 """
 
 from jointrd_jax import config as base

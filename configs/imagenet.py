@@ -1,5 +1,6 @@
-"""JointRD on ImageNet, the authors' recipe (Li et al., NeurIPS 2020, as in their released scripts).
+"""JointRD on ImageNet: the recipe of the authors' released scripts, for a student without any shortcut.
 
+Paper     Li et al., NeurIPS 2020. Their student keeps its projections: add --config.model.shortcuts=projection
 Command   python -m jointrd_jax.prepare imagenet2012 --data_dir DATA     (names the two tar files it needs)
           python -m jointrd_jax.main --config configs/imagenet.py --workdir runs/imagenet --config.dataset.data_dir=DATA
 Hardware  several GPUs or a TPU slice; time unmeasured

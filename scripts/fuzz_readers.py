@@ -2,7 +2,8 @@
 
     python scripts/fuzz_readers.py --inputs 100000
 
-A quarter of the inputs each: TFRECORD shards, cached shard indexes, .safetensors files, images. They start
+A quarter of the inputs each: TFRECORD shards, cached shard indexes, .safetensors files, images; and every 200th a
+checkpoint with a changed file under a seal that fits. They start
 as real ones and are cut, filled, spliced and flipped; TFRECORD lengths and the sizes in .safetensors and
 .npy headers are also replaced by absurd ones whose checksums are right. Anything but the readers' own errors
 (UserError, BadImage) is a finding; so is a request for more than 1.5 GB, and more than 10 s of processor
@@ -29,16 +30,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
+import jax
 import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from jointrd_jax import weights
+from jointrd_jax import build, checkpoint, config as config_lib, runs, weights
 from jointrd_jax.data import images, tfrecord
 from jointrd_jax.errors import UserError
 
 MEMORY = 1536 << 20  # a decoded image of images.MAX_PIXELS takes 1.1 GB for a moment
 SECONDS = 10
+SEALED_EVERY = 200  # inputs: a checkpoint takes a thousand times as long as the others
 ABSURD = (0, 1, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**60, 2**63 - 1, 2**63, 2**64 - 1)
 
 
@@ -174,13 +177,43 @@ class Images:
         images.Encoded(data).pixels()
 
 
+class Sealed:
+    """A checkpoint with one changed file under a seal that fits: what somebody who means harm would send."""
+
+    def __init__(self, directory: Path):
+        self.run = directory / 'run'
+        config = config_lib.default()
+        config.procedure, config.model.stage_sizes, config.model.width = 'plain', (1,), 2
+        about = {'dataset': 'x', 'classes': ['a', 'b'], 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.5]}
+        variables = build.student(config, 2).initialise(jax.random.key(0), (8, 8, 1))
+        runs.save(self.run, config, variables, about, {})
+        (self.run / runs.SUMMARY).unlink()
+        self.checkpoint = self.run / checkpoint.DIRECTORY / '0'
+        self.good = {path: path.read_bytes() for path in sorted(self.checkpoint.rglob('*')) if path.is_file()}
+        self.victim = None
+
+    def make(self, rng: random.Random) -> bytes:
+        self.victim = rng.choice([path for path in self.good if path.name != checkpoint.SEAL])
+        change = absurd_numbers if rng.random() < 0.4 else mutated
+        return change(self.good[self.victim], rng)
+
+    def read(self, data: bytes) -> None:
+        self.victim.write_bytes(data)
+        checkpoint.seal(self.checkpoint)
+        try:
+            runs.load(self.run)
+        finally:
+            self.victim.write_bytes(self.good[self.victim])
+
+
 def fuzz(inputs: int, seed: int, keep: Path | None, say: Callable[[str], None]) -> dict:
     """The summary: how many inputs of each kind were read and refused, and the findings."""
     warnings.simplefilter('ignore')  # Pillow's, about odd files
     counts, findings, slowest = collections.Counter(), [], 0.0
     with tempfile.TemporaryDirectory() as directory:
         kinds = [kind(Path(directory)) for kind in (Shards, Indexes, Safetensors, Images)]
-        for kind in kinds:  # what is imported and compiled on first use comes before the limit
+        sealed = Sealed(Path(directory))
+        for kind in (*kinds, sealed):  # what is imported and compiled on first use comes before the limit
             for warm_up in range(20):
                 try:
                     kind.read(kind.make(random.Random(-warm_up - 1)))
@@ -189,7 +222,7 @@ def fuzz(inputs: int, seed: int, keep: Path | None, say: Callable[[str], None]) 
         used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
         for number in range(inputs):
-            kind = kinds[number % len(kinds)]
+            kind = sealed if number % SEALED_EVERY == SEALED_EVERY - 1 else kinds[number % len(kinds)]
             name = type(kind).__name__.lower()
             data = kind.make(random.Random(f'{seed} {number}'))
             began = time.process_time()
