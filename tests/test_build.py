@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -75,3 +76,16 @@ def test_per_block_shortcuts_and_procedures():
     assert build.method(config, network).taps == () and build.method(config, network).distill_weight == 1e-3
     config.procedure = 'logit_kd'
     assert build.method(config, network).kl_alpha == 0.9 and not build.method(config, network).distill_weight
+
+
+def test_imagenet_trains_a_plain50_with_dirac():
+    """ResNet-50's 25,557,032 parameters without its four projections, with Dirac's alpha and beta."""
+    config = shipped_config('imagenet')
+    student = build.student(config, 1000)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    params = jax.eval_shape(student.init, jax.random.key(0), images)['params']
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    dirac = sum(leaf.size for path, leaf in leaves if path[-1].key in ('alpha', 'beta'))
+    projections = 64 * 256 + 256 * 512 + 512 * 1024 + 1024 * 2048 + 2 * (256 + 512 + 1024 + 2048)
+    assert sum(leaf.size for _, leaf in leaves) - dirac == 25_557_032 - projections and dirac > 0
+    assert build.method(config, student).taps == (3, 7, 13) and config.dataset.eval_split == 'validation'

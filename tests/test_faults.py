@@ -20,6 +20,7 @@ from faults import LONG, Stopping, outcome, small_config, stop
 
 from jointrd_jax import errors, files, runs, signals, trackers, train
 from jointrd_jax.checkpoint import Checkpoints
+from jointrd_jax.export import job
 
 BOUND = 300  # seconds; everything here takes a few on a quiet machine
 
@@ -379,6 +380,19 @@ def test_disk_full_for_tensorboard(small_disk):
     tracker.finish({'steps': 9, 'last_top1': 1.0, 'best_top1': 1.0})
     tracker.close()
     assert said == ['TensorBoard cannot be written (No space left on device): the run goes on without it']
+
+
+def test_export_of_an_unfinished_run_says_so_and_a_full_disk_leaves_nothing(stopped, small_disk, tmp_path):
+    said, options = [], job.Options(('stablehlo', 'safetensors'), verify='random')
+    job.export(stopped[0], tmp_path / 'export', options, say=said.append)
+    assert 'not finished' in said[0] and 'not finished' in (tmp_path / 'export' / 'README.md').read_text()
+    assert json.loads((tmp_path / 'export' / 'export.json').read_text())['finished'] is False
+    with (small_disk / 'ballast').open('wb', buffering=0) as ballast, contextlib.suppress(OSError):
+        while ballast.write(b'0' * 512):
+            pass
+    with pytest.raises(errors.UserError, match='No space left on device'):
+        job.export(stopped[0], small_disk / 'export', options, say=said.append)
+    assert [path.name for path in small_disk.iterdir()] == ['ballast']
 
 
 def test_disk_full_in_small_files(small_disk):

@@ -49,7 +49,8 @@ def text(record: dict[str, Any]) -> str:
         '',
         f'A convolutional network {shortcut}, trained on {about["dataset"]}. BatchNorm is folded into convolutions:',
         f'{record["parameters"]:,} parameters, {record["macs"]:,} multiply-accumulates; {operators}.',
-        f'From the {record["which"]} weights of the run `{record["run"]}` (digest `{record["digest"][:16]}`).',
+        f'From the {record["which"]} weights of the run `{record["run"]}` (digest `{record["digest"][:16]}`)'
+        + ('.' if record['finished'] else ', **which was not finished**: those of its newest checkpoint.'),
         '',
         '## What it scored',
         '',

@@ -244,6 +244,8 @@ def export(
     out = Path(out)
     check(options, out)
     run = runs.load(workdir, options.which)
+    if run.summary is None:
+        say(f'{workdir} is not finished: these are the weights of its newest checkpoint')
     run = run._replace(network=run.network.clone(dtype=np.dtype(np.float32)))
     dataset = open_dataset(run, options, data_dir) if options.verify == 'test' else None
     try:
@@ -275,6 +277,7 @@ def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any
     record = {
         'run': str(run.path),
         'which': options.which,
+        'finished': run.summary is not None,
         'network': weights.name_of(run.network),
         'digest': runs.digest(run.variables),
         'operators': job.graph.operators(),
