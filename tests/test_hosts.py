@@ -121,14 +121,15 @@ def test_hosts_that_disagree_say_about_what(finished, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_an_error_of_one_host_ends_all(finished, tmp_path):
-    """A bad image on the second alone: it says so, and the first does not wait for it."""
-    shutil.copytree(finished / 'photos', tmp_path / 'photos')
-    for image in (tmp_path / 'photos' / 'train').rglob('*.jpg'):
+def test_an_error_of_one_host_ends_all(tmp_path):
+    """Bad images on the second alone, in training: it says so, and the first does not wait for it."""
+    good = real_data.folder(tmp_path / 'good', train=20, val=12)
+    shutil.copytree(good, tmp_path / 'bad')
+    for image in sorted((tmp_path / 'bad' / 'train').rglob('*.jpg'))[1:]:  # the first is looked at before training
         image.write_bytes(image.read_bytes()[:500])
-    args = f'--config.dataset.data_dir={tmp_path / "photos"}'
+    second = [f'--config.dataset.data_dir={tmp_path / "bad"}']
     (first, _, said_first), (second, _, said_second) = finish(
-        *start_two(tmp_path / 'run', finished / 'photos', second=[args])
+        *start_two(tmp_path / 'run', good, '--config.dataset.on_bad_image=fail', second=second)
     )
     assert (first, second) == (2, 2), said_first + said_second
     assert 'cut off: its data ends too early' in said_second
