@@ -99,8 +99,8 @@ def sync(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agree(config: dict[str, Any]) -> None:
-    """Check that every process has the same (flat) config.
+def agree(config: dict[str, Any], what: str = 'config') -> None:
+    """Check that every process has the same (flat) config, or `what` else is given as one.
 
     Raises:
       UserError: on every process, with the fields and values that differ.
@@ -119,7 +119,7 @@ def agree(config: dict[str, Any]) -> None:
             if configs[0].get(name) != other.get(name)
         ]
         if differing:
-            raise UserError(f'the hosts disagree on the config ({"; ".join(differing)}); start all of them alike')
+            raise UserError(f'the hosts disagree on the {what} ({"; ".join(differing)}); start all of them alike')
 
 
 def only_first(context: contextlib.AbstractContextManager) -> contextlib.AbstractContextManager:

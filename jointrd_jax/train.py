@@ -1,6 +1,7 @@
 """The training run: from a config and a directory to a trained network, resumable at any point."""
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -102,6 +103,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
     trackers.check(config)
     dataset = data.load(config)
     try:
+        classes = hashlib.sha256('\n'.join(dataset.classes).encode()).hexdigest()[:12]
+        sizes = {'training images': dataset.train_size, 'evaluation images': dataset.eval_size}
+        hosts.agree({'dataset': dataset.name, 'classes': classes, **sizes}, 'data')
         checks.batches(config, dataset)
         student = build.student(config, len(dataset.classes), AXIS)
         method = build.method(config, student)

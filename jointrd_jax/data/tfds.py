@@ -17,7 +17,8 @@ from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.data.tfrecord import TFRecordFiles
 from jointrd_jax.errors import UserError
 
-NAME = re.compile(r'(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\d.*]+))?')
+# NAME, NAME/CONFIG, with :VERSION or, as TFDS writes full names, /VERSION
+NAME = re.compile(r'(?P<name>\w+)(/(?!\d+\.\d+\.\d+$)(?P<config>[\w.+-]+))?([:/](?P<version>[\d.*]+))?')
 VERSION = re.compile(r'\d+\.\d+\.\d+')
 IN_MEMORY_BYTES = 2**30  # of pixels, up to which 'auto' keeps a dataset on the device
 # The JointRD authors' constants; other in-memory datasets use their own training images'.

@@ -92,7 +92,12 @@ def test_the_version_is_the_highest_prepared_one_that_fits(tmp_path):
         real_data.cifar10(tmp_path, version=version)
     (tmp_path / 'cifar10' / 'incomplete.ABC_4.0.0').mkdir()
     (tmp_path / 'cifar10' / 'incomplete.ABC_4.0.0' / 'dataset_info.json').write_text('{}')
-    for spec, expected in (('cifar10', '3.0.10'), ('cifar10:2.*.*', '2.9.9'), ('cifar10:3.0.2', '3.0.2')):
+    for spec, expected in (
+        ('cifar10', '3.0.10'),
+        ('cifar10:2.*.*', '2.9.9'),
+        ('cifar10:3.0.2', '3.0.2'),
+        ('cifar10/2.9.9', '2.9.9'),
+    ):
         assert data.load(real_data.config(spec, tmp_path)).name == f'cifar10/{expected}'
     with pytest.raises(UserError, match=re.escape("'cifar10:4.*.*', version 4.*.*, is not prepared")) as error:
         data.load(real_data.config('cifar10:4.*.*', tmp_path))
@@ -103,7 +108,8 @@ def test_configurations_of_a_dataset(tmp_path):
     real_data.cifar10(tmp_path, config='plain')
     assert data.load(real_data.config('cifar10', tmp_path)).name == 'cifar10/plain/3.0.2'
     real_data.cifar10(tmp_path, config='noisy')
-    assert data.load(real_data.config('cifar10/noisy', tmp_path)).name == 'cifar10/noisy/3.0.2'
+    for spec in ('cifar10/noisy', 'cifar10/noisy:3.0.2', 'cifar10/noisy/3.0.2'):
+        assert data.load(real_data.config(spec, tmp_path)).name == 'cifar10/noisy/3.0.2'
     with pytest.raises(UserError, match='choose one of cifar10/noisy, cifar10/plain'):
         data.load(real_data.config('cifar10', tmp_path))
 
