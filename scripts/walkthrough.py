@@ -2,8 +2,8 @@
 # # JointRD on digits, step by step
 #
 # Run it as a script (`python scripts/walkthrough.py`, about a minute on two cores) or cell by cell in an editor that
-# knows `# %%`. Every step uses the functions behind the commands. WALKTHROUGH_EPOCHS (12 by default) sets its length;
-# the real recipe is configs/digits.py.
+# knows `# %%`. Every step uses the functions behind the commands. WALKTHROUGH_EPOCHS (12 by default) sets its length,
+# 1 is a dry run on a smaller network; the real recipe is configs/digits.py.
 
 # %% A config: the recipe of the README, made small
 import importlib.util
@@ -24,7 +24,7 @@ recipe = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(recipe)
 config = recipe.get_config()
 config.epochs = int(os.environ.get('WALKTHROUGH_EPOCHS', 12))
-config.model.stage_sizes = (2, 2, 2, 2)
+config.model.stage_sizes = (2, 2, 2, 2) if config.epochs > 1 else (1, 1)
 config.eval_hybrids = True
 config.log.gradients = 1
 workdir = Path(tempfile.mkdtemp(prefix='walkthrough-'))

@@ -161,7 +161,7 @@ with signals.handled():
 
 def test_killed_at_random_moments(tmp_path):
     """The quick form; scripts/torture.py is the long one."""
-    counts = ('--kills=30', '--stops=10') if LONG else ('--kills=2', '--stops=1', '--procedures=plain')
+    counts = ('--kills=30', '--stops=10') if LONG else ('--kills=1', '--stops=1', '--procedures=plain')
     result = subprocess.run([sys.executable, 'scripts/torture.py', *counts], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert json.loads(result.stdout.splitlines()[-1])['differing'] == []

@@ -139,7 +139,7 @@ def test_torch_names_there_and_back(scheme):
 
 
 def test_remat_computes_the_same():
-    network = models.create('resnet18', **SMALL)
+    network = models.Network((1, 2), **SMALL)
     variables, images = random_variables(network, 0), jax.random.normal(jax.random.key(2), (2, 8, 8, 1))
 
     def gradient(network):
