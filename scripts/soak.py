@@ -3,9 +3,10 @@
     python scripts/soak.py --steps 2000
 
 Trains configs/digits.py, shrunk, with an evaluation every 40 steps and a checkpoint every 20, and
-reads /proc ten times a second. Of each number the highest in the second and third tenth of the run
+reads /proc a hundred times a second. Of each number the highest in the second and third tenth of the run
 (everything is compiled, all buffers are made) is compared with the highest in the last two: memory may grow by
-32 MB, open files by 8 and threads by 4. (Within a save all three rise for a moment; that is no growth.)
+32 MB, open files by 8 and threads by 4. (Within a save all three rise for
+a moment; that is no growth, but it must be met in both windows, so the readings lie closer than a save is long.)
 Prints a JSON summary; exit status 1 beyond a limit.
 """
 
@@ -51,7 +52,7 @@ def soak(steps: int, directory: Path) -> dict:
             with contextlib.suppress(FileNotFoundError, KeyError, ProcessLookupError):  # it is ending
                 highest |= {name: max(value, highest.get(name, 0)) for name, value in usage(process.pid).items()}
                 samples += 1
-        time.sleep(0.1)
+        time.sleep(0.01)
     if process.wait() or not early or not late:
         raise SystemExit(f'training ended with status {process.returncode} after {samples} samples')
     grown = {name: round(late[name] - early[name], 1) for name in LIMITS}
