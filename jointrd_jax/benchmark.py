@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
-from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import files, joint, models, runtime, step as step_lib
 from jointrd_jax.errors import UserError, choice_error
@@ -50,6 +49,9 @@ ROUNDS = flags.DEFINE_integer('rounds', 9, 'How many times the procedures altern
 OPTIONS = flags.DEFINE_string(
     'compiler_options', '', 'NAME=VALUE;NAME=VALUE ...: time each task also with each of these options of XLA.'
 )
+STEPS = flags.DEFINE_list(
+    'steps_per_dispatch', [], 'Time each training task also with so many steps taken by one call, such as 10.'
+)
 TRACE = flags.DEFINE_string(
     'trace', '', 'Also profile a round of each task into this directory, and print what took the time.'
 )
@@ -67,10 +69,16 @@ class Task(NamedTuple):
     optimizer: optax.GradientTransformation
     label: str
     compiler_option: str = ''  # NAME=VALUE
+    steps: int = 1  # in one call
 
     @property
     def batch_size(self) -> int:
         return len(self.batch['mask'])
+
+    @property
+    def variant(self) -> str:
+        """What is different from the task as it is trained by default."""
+        return self.compiler_option or (f'{self.steps} steps at once' if self.steps > 1 else '')
 
 
 class Synthetic:
@@ -158,7 +166,7 @@ def program(task: Task, devices: jax.sharding.Mesh) -> tuple[Callable, Any, tupl
     everywhere = step_lib.replicated(devices)
     key, shape = jax.random.key(0), task.dataset.image_shape
     resident = step_lib.replicate(task.dataset.resident, devices)
-    batch = jax.device_put(task.batch, NamedSharding(devices, P(AXIS)))
+    batch = step_lib.put([task.batch] * task.steps, devices)
 
     def initial():
         return step_lib.initial_state(key, networks, task.method, shape, task.optimizer, trains_teacher)
@@ -174,7 +182,8 @@ def program(task: Task, devices: jax.sharding.Mesh) -> tuple[Callable, Any, tupl
     device_step = step_lib.make_device_step(
         networks, task.method, task.optimizer, 1000, lambda epoch: jnp.float32(1), task.method.num_paths
     )
-    return step_lib.make_train_step(task.dataset, device_step, 0, devices), state, (frozen, resident, batch)
+    train_step = step_lib.make_train_step(task.dataset, device_step, 0, devices, task.steps)
+    return train_step, state, (frozen, resident, batch)
 
 
 class Stepper:
@@ -191,23 +200,26 @@ class Stepper:
         self.row = {
             'shape': task.label,
             'procedure': task.procedure,
-            'compiler_option': task.compiler_option,
+            'variant': task.variant,
             'batch_size': task.batch_size,
             'trace_seconds': round(traced - began, 2),
             'compile_seconds': round(time.perf_counter() - traced, 2),
-            'flops': first(lowered.cost_analysis()).get('flops'),  # before convolutions become library calls
-            'bytes': first(self.compiled.cost_analysis()).get('bytes accessed'),
             'memory_bytes': memory(self.compiled),
         }
-        self(2)
+        if task.steps == 1:  # of a loop XLA counts the body once
+            self.row['flops'] = first(lowered.cost_analysis()).get('flops')  # before convolutions are library calls
+            self.row['bytes'] = first(self.compiled.cost_analysis()).get('bytes accessed')
+        self.steps_a_call = task.steps
+        self(2 * task.steps)
         began = time.perf_counter()
-        self(1)
-        self.steps_a_round = max(1, round(ROUND_SECONDS / (time.perf_counter() - began)))
+        self(task.steps)
+        calls = max(1, round(ROUND_SECONDS / (time.perf_counter() - began)))
+        self.steps_a_round = calls * task.steps
         self.seconds = []
 
     def __call__(self, steps: int) -> None:
         result = None
-        for _ in range(steps):
+        for _ in range(steps // self.steps_a_call):
             if self.has_state:
                 self.state, result = self.compiled(self.state, *self.arguments)
             else:
@@ -270,12 +282,12 @@ def machine_peak(dtype: jnp.dtype) -> dict[str, float]:
 
 def finish(rows: list[dict[str, Any]], peak: dict[str, float]) -> None:
     """Add what follows from the times: rates, shares of the machine's peak, ratios to the plain step."""
-    plain = {row['shape']: row for row in rows if row['procedure'] == 'plain' and not row['compiler_option']}
-    default = {(row['shape'], row['procedure']): row for row in rows if not row['compiler_option']}
+    plain = {row['shape']: row for row in rows if row['procedure'] == 'plain' and not row['variant']}
+    default = {(row['shape'], row['procedure']): row for row in rows if not row['variant']}
     for row in rows:
         row['images_per_second'] = round(row['batch_size'] / row['step_ms'] * 1e3, 1)
     for row in rows:
-        seconds, flops, traffic = row['step_ms'] / 1e3, row['flops'], row['bytes']
+        seconds, flops, traffic = row['step_ms'] / 1e3, row.get('flops'), row.get('bytes')
         evaluation = default.get((row['shape'], EVALUATE))
         if ':32:' in row['shape'] and evaluation and row['procedure'] != EVALUATE:
             rates = row['images_per_second'], evaluation['images_per_second']
@@ -287,7 +299,7 @@ def finish(rows: list[dict[str, Any]], peak: dict[str, float]) -> None:
             limit = max(flops / peak['flops_per_second'], (traffic or 0) / peak['bytes_per_second'])
             row['share_of_roofline'] = round(limit / seconds, 3)
         base = plain.get(row['shape'])
-        if row['compiler_option']:
+        if row['variant']:
             row['time_to_default'] = ratio(row, default[row['shape'], row['procedure']])
         elif base and row['procedure'] != EVALUATE:
             row['time_to_plain'] = ratio(row, base)
@@ -304,7 +316,7 @@ COLUMNS = {
     'spread_ms': 'quartiles', 'images_per_second': 'images/s', 'time_to_plain': 'time/plain',
     'flops_to_plain': 'flops/plain', 'share_of_peak': 'of peak', 'share_of_roofline': 'of roofline',
     'cifar_minutes': '200 CIFAR epochs, min', 'memory_bytes': 'memory MB',
-    'compiler_option': 'compiler option', 'time_to_default': 'time/default',
+    'variant': 'variant', 'time_to_default': 'time/default',
 }  # fmt: skip
 
 
@@ -323,17 +335,34 @@ def table(rows: list[dict[str, Any]]) -> str:
     return '\n'.join('  '.join(text.rjust(width) for text, width in zip(line, widths)) for line in lines)
 
 
-def measure(groups: Iterator[list[Task]], rounds: int, options: Sequence[str] = (), trace: str = '') -> dict[str, Any]:
-    """Time the tasks of each group alternately, group by group; the figures as JSON values. `trace`: see the flag."""
+def variants(task: Task, options: Sequence[str], steps: Sequence[int]) -> list[Task]:
+    """The task as it is, with each compiler option, and with each number of steps at once if it trains."""
+    others = [task._replace(compiler_option=option) for option in options]
+    if task.procedure != EVALUATE:
+        others += [task._replace(steps=number) for number in steps]
+    return [task, *others]
+
+
+def measure(
+    groups: Iterator[list[Task]], rounds: int, options: Sequence[str] = (), steps: Sequence[int] = (), trace: str = ''
+) -> dict[str, Any]:
+    """Time the tasks of each group alternately, group by group; the figures as JSON values.
+
+    Args:
+      groups: tasks that are compared with one another.
+      rounds: how many times they alternate.
+      options, steps: see `variants`.
+      trace: see the flag.
+    """
     devices = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
     rows, dtype = [], None
     for tasks in groups:
-        variants = [task._replace(compiler_option=option) for task in tasks for option in ('', *options)]
-        steppers = [Stepper(task, devices) for task in variants]
+        tasks = [variant for task in tasks for variant in variants(task, options, steps)]
+        steppers = [Stepper(task, devices) for task in tasks]
         dtype = tasks[0].networks.student.dtype
         for _, stepper in itertools.product(range(rounds), steppers):
             stepper.round()
-        for task, stepper in zip(variants, steppers) if trace else ():
+        for task, stepper in zip(tasks, steppers) if trace else ():
             with jax.profiler.trace(trace):
                 stepper(stepper.steps_a_round)
             print(f'{task.label} {task.procedure}: ms and number a step')
@@ -358,6 +387,7 @@ def measure(groups: Iterator[list[Task]], rounds: int, options: Sequence[str] = 
 
 
 def main(*_: str) -> None:
+    runtime.quieten()
     jax.config.update('jax_enable_compilation_cache', False)
     procedures = PROCEDURE_LIST.value.split(',')
     if CONFIG is not None and CONFIG.value is not None:
@@ -368,7 +398,10 @@ def main(*_: str) -> None:
     if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
         raise UserError(f'--out: the directory of {OUT.value} does not exist')
     options = [option for option in OPTIONS.value.split(';') if option]
-    result = measure(groups, ROUNDS.value, options, TRACE.value)
+    if not all(number.strip().isdigit() and int(number) > 1 for number in STEPS.value):
+        raise UserError(f'--steps_per_dispatch={",".join(STEPS.value)} must be whole numbers above 1, comma-separated')
+    steps = [int(number) for number in STEPS.value]
+    result = measure(groups, ROUNDS.value, options, steps, TRACE.value)
     peak = result['peak']
     print(
         f'{result["device"]}, jax {jax.__version__}, {result["dtype"]}; matrix product '

@@ -86,6 +86,9 @@ FIELDS: dict[str, Field] = {
     'eval_hybrids': Field(False, *YES_NO, 'also evaluate each mixed path (the student early, the teacher later)'),
     'batch_norm': Field('local', *one_of('local', 'global'), 'statistics per device, or over the global batch'),
     'dtype': Field('float32', *one_of('float32', 'bfloat16'), 'of computation; parameters and statistics are float32'),
+    'steps_per_dispatch': Field(
+        1, *between(1, 50), 'steps taken by one call of the device; more can pay on an accelerator, never on a CPU'
+    ),
     'remat': Field(False, *YES_NO, 'compute blocks anew in the backward pass: less memory, more time'),
     'label_smoothing': Field(0.0, *between(0, 0.999), 'share of the target spread over all classes'),
     'restore': Field('', *ANY_TEXT, 'run directory whose student gives the initial weights'),

@@ -4,18 +4,11 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax import data, joint, signals
 from jointrd_jax.errors import UserError
 from jointrd_jax.models import Variables
-from jointrd_jax.step import AXIS
-
-
-def put(batch: data.base.Batch, devices: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """A host's share of a batch as arrays sharded over all devices."""
-    sharding = NamedSharding(devices, P(AXIS))
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+from jointrd_jax.step import put
 
 
 def evaluate(
@@ -37,7 +30,7 @@ def evaluate(
     for batch in dataset.eval_batches():
         if signals.requested() and jax.process_count() == 1:
             return None
-        counts, number = eval_step(student, teacher, resident, put(batch, devices))
+        counts, number = eval_step(student, teacher, resident, put([batch], devices))
         total = {name: total.get(name, 0) + count for name, count in counts.items()}
         images += number
     if not int(images):

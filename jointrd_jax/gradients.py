@@ -116,12 +116,15 @@ class Probe:
         self.measure = measure
         self.seen: list[dict[str, jax.Array]] = []
 
-    def look(self, step: int, *arguments: Any) -> None:
-        """Before a step is taken; `arguments` are those of the step."""
+    def is_due(self, step: int) -> bool:
+        """Whether to look before `step` is taken."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        due = self.every and (epoch + 1 in (1, self.epochs) or (epoch + 1) % self.every == 0)
-        if due and within % self.stride == 0 and within // self.stride < LOOKS:
-            self.seen.append(self.measure(*arguments, epoch))
+        in_epoch = self.every and (epoch + 1 in (1, self.epochs) or (epoch + 1) % self.every == 0)
+        return bool(in_epoch) and within % self.stride == 0 and within // self.stride < LOOKS
+
+    def look(self, step: int, *arguments: Any) -> None:
+        """Measure before `step` is taken; `arguments` are those of the step."""
+        self.seen.append(self.measure(*arguments, step // self.steps_per_epoch))
 
     def take(self) -> dict[str, float]:
         """The means over what was seen since the last call (norms are means of norms); {} if nothing was."""

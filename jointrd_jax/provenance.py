@@ -19,7 +19,9 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 RECORDED = ('jointrd_jax', *PACKAGES, 'orbax-checkpoint')  # in summaries and exports
 DECODERS = ('grain', 'opencv-python-headless', 'pillow', 'simplejpeg')  # decide the pixels of streamed images
 # Modules whose text decides what a step computes, and when.
-CODE = ('build', 'config', 'data', 'evaluation', 'joint', 'losses', 'models', 'runtime', 'step', 'train')
+CODE = (
+    'build', 'config', 'data', 'evaluation', 'history', 'joint', 'losses', 'models', 'plan', 'runtime', 'step', 'train',
+)  # fmt: skip
 DEVICES = 'devices'
 DEVICE_COUNT_FLAG = '--xla_force_host_platform_device_count='  # counted in `DEVICES`
 

@@ -16,14 +16,16 @@ def cache_directory() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'jointrd_jax'
 
 
-def configure() -> None:
-    """Persistent compilation cache. Settings the user made through JAX's own variables win.
-
-    JAX notes every backend that is not there and each step of joining processes, which absl would show: a TPU's
-    absence as the first line of a run.
-    """
+def quieten() -> None:
+    """JAX notes every backend that is not there and each step of joining processes, which absl would show: a TPU's
+    absence as the first line of a run."""
     for narrator in ('jax._src.xla_bridge', 'jax._src.distributed'):
         logging.getLogger(narrator).setLevel(logging.WARNING)
+
+
+def configure() -> None:
+    """Persistent compilation cache. Settings the user made through JAX's own variables win."""
+    quieten()
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', str(cache_directory()))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -5,12 +5,13 @@ The training step is a per-device function over a named axis with `pmean`, mappe
 points there. It is the same on one device, on several, and on several hosts.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
@@ -72,6 +73,16 @@ def replicate(tree: Tree, devices: jax.sharding.Mesh) -> Tree:
     Through jit, since arrays that `device_put` makes global from local ones cannot be saved by Orbax.
     """
     return jax.jit(lambda t: t, out_shardings=replicated(devices))(tree)
+
+
+def put(batches: Sequence[dict[str, np.ndarray]], devices: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """A host's shares of a step's batch, or of several steps' stacked, as arrays sharded over all devices."""
+    if len(batches) == 1:
+        (stacked,), sharding = batches, NamedSharding(devices, P(AXIS))
+    else:
+        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        sharding = NamedSharding(devices, P(None, AXIS))
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in stacked.items()}
 
 
 def margin(network: Network, variables: Variables) -> jax.Array:
@@ -266,12 +277,15 @@ def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax
     }
 
 
-def make_train_step(dataset: 'Dataset', device_step: Callable, seed: int, devices: jax.sharding.Mesh) -> Callable:
+def make_train_step(
+    dataset: 'Dataset', device_step: Callable, seed: int, devices: jax.sharding.Mesh, steps: int = 1
+) -> Callable:
     """(state, frozen, resident, batch) -> (state, report), jitted and mapped over `devices`.
 
     The state is donated; the report, a copy of its 'sums' and 'fault', stays readable, so that the
     host can look at it steps later without holding up the device.
     What is random is drawn for the whole batch from (seed, step), so it does not depend on the devices.
+    With `steps` > 1 one call takes so many steps, on as many batches stacked ([steps, B, ...], see `put`).
     """
     mapped = jax.shard_map(
         device_step,
@@ -282,9 +296,12 @@ def make_train_step(dataset: 'Dataset', device_step: Callable, seed: int, device
     )
 
     def train_step(state: TrainState, frozen: Tree, resident: Tree, batch: Tree) -> tuple[TrainState, Tree]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        images, labels = dataset.fetch(resident, batch, key)
-        state = mapped(state, frozen, images, labels)
+        def one(state: TrainState, batch: Tree) -> tuple[TrainState, None]:
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            images, labels = dataset.fetch(resident, batch, key)
+            return mapped(state, frozen, images, labels), None
+
+        state, _ = one(state, batch) if steps == 1 else jax.lax.scan(one, state, batch)
         return state, {'sums': state.sums, 'fault': state.fault}
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(devices))

@@ -1,12 +1,11 @@
 """The training run: from a config and a directory to a trained network, resumable at any point."""
 
 import contextlib
-import hashlib
-import json
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -16,11 +15,11 @@ from jointrd_jax import (
     build,
     checks,
     config as config_lib,
-    data,
     files,
     gradients,
     hosts,
     joint,
+    plan as plan_lib,
     provenance,
     runs,
     runtime,
@@ -30,28 +29,18 @@ from jointrd_jax import (
     trackers,
 )
 from jointrd_jax.checkpoint import Checkpoints
-from jointrd_jax.data.base import as_config
+from jointrd_jax.data.base import Batch, as_config
 from jointrd_jax.errors import Interrupted, NotFinite, UserError
-from jointrd_jax.evaluation import evaluate, put
+from jointrd_jax.evaluation import evaluate
+from jointrd_jax.history import History
 from jointrd_jax.joint import Method, Networks
-from jointrd_jax.models import Network, Variables
+from jointrd_jax.models import Variables
+from jointrd_jax.plan import Plan
 from jointrd_jax.progress import Reporter
-from jointrd_jax.step import AXIS, TrainState
+from jointrd_jax.step import AXIS, TrainState, put
 from jointrd_jax.teacher import Teacher
 
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
-
-
-class Plan(NamedTuple):
-    """A run that nothing is known to be wrong with.
-
-    `teacher` is the frozen one that the config names; None if none is needed or it is to be trained first.
-    """
-
-    dataset: data.Dataset
-    student: Network
-    method: Method
-    teacher: Teacher | None
 
 
 class Diverged(Exception):
@@ -72,7 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
       Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
     workdir = Path(workdir).absolute()
-    plan = prepare(config, workdir)
+    plan = plan_lib.make(config, workdir)
     reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
     try:
         with hosts.only_first(files.owned(workdir)):
@@ -90,34 +79,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         plan.dataset.close()
     report(summary, reporter)
     return summary
-
-
-def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
-    """Everything that can be refused without making or compiling anything; the caller closes the dataset.
-
-    Raises:
-      UserError: anything wrong with the config, the data, the teacher, or what is in `workdir`.
-    """
-    config_lib.validate(config)
-    hosts.agree(config_lib.flatten(config))
-    trackers.check(config)
-    dataset = data.load(config)
-    try:
-        classes = hashlib.sha256('\n'.join(dataset.classes).encode()).hexdigest()[:12]
-        sizes = {'training images': dataset.train_size, 'evaluation images': dataset.eval_size}
-        hosts.agree({'dataset': dataset.name, 'classes': classes, **sizes}, 'data')
-        checks.batches(config, dataset)
-        student = build.student(config, len(dataset.classes), AXIS)
-        method = build.method(config, student)
-        checks.workdir(config, workdir)
-        checks.restore(config, student, dataset)
-        teacher = None
-        if config.procedure in config_lib.NEEDS_TEACHER and config.teacher.path:
-            teacher = teacher_lib.load(config, Path(config.teacher.path), dataset, student, method)
-    except BaseException:
-        dataset.close()
-        raise
-    return Plan(dataset, student, method, teacher)
 
 
 def report(summary: dict[str, Any], reporter: Reporter) -> None:
@@ -168,23 +129,31 @@ class Trainer:
         self.eval_step = reporter.first_call(
             'compiling the evaluation', step_lib.make_eval_step(dataset, self.networks, hybrids)
         )
-        self.train_steps = {True: self.compiled_step(method)}
+        self.train_steps: dict[tuple[Method, int], Callable] = {}  # see `train_step`
         measure = gradients.make_measure(dataset, self.networks, method, self.mixing_weight, config.seed, self.devices)
         self.probe = gradients.Probe(
             config, self.steps_per_epoch, reporter.first_call('compiling the measurement of gradients', measure)
         )
-        self.train_steps[False] = self.compiled_step(method.without_mixing()) if method.taps else self.train_steps[True]
 
     def mixing_weight(self, epoch: jax.typing.ArrayLike) -> jax.Array:
         mix = self.config.mix
         return joint.mixing_weight(epoch, mix.eta, config_lib.in_epochs(mix.epochs, self.config.epochs))
 
-    def compiled_step(self, method: Method):
-        device_step = step_lib.make_device_step(
-            self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.method.num_paths
-        )
-        train_step = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices)
-        return self.reporter.first_call('compiling the training step', train_step)
+    def method_at(self, step: int) -> Method:
+        """The loss at `step`: where the mixed paths have no weight, they are not run."""
+        mixes = not self.method.taps or self.mix[step // self.steps_per_epoch] > 0
+        return self.method if mixes else self.method.without_mixing()
+
+    def train_step(self, method: Method, steps: int) -> Callable:
+        """The program that takes so many steps on the loss `method`, compiled when it is first called."""
+        if (method, steps) not in self.train_steps:
+            device_step = step_lib.make_device_step(
+                self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.method.num_paths
+            )
+            step = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices, steps)
+            what = 'compiling the training step' + (f', {steps} at once' if steps > 1 else '')
+            self.train_steps[method, steps] = self.reporter.first_call(what, step)
+        return self.train_steps[method, steps]
 
     def find_teacher(self, plan: Plan) -> Teacher:
         """The frozen teacher, trained first if no run is named, and evaluated here."""
@@ -231,10 +200,7 @@ class Trainer:
         newest = checkpoints.newest_intact(only_scheduled)
         checkpoints.drop_after(-1 if newest is None else newest)
         if newest is None:
-            self.history = {
-                'best_top1': -1.0, 'best_epoch': 0, 'seconds': 0.0, 'last': {}, 'images_per_second': 0.0,
-                'lines': [], 'looks': [], 'rollbacks': [], 'changes': [], 'bad': [],
-            }  # fmt: skip
+            self.history = History()
             student = self.restored() if self.config.restore else None
             make = runtime.jit_once(self.initial_state, out_shardings=step_lib.replicated(self.devices))
             with self.reporter.waiting('initialising'):
@@ -243,10 +209,10 @@ class Trainer:
         else:
             self.resume(checkpoints, newest)
         self.saved_step = newest
-        self.dataset.bad.update(self.history.get('bad', ()))
-        self.probe.resume(self.history['looks'])
+        self.dataset.bad.update(self.history.bad)
+        self.probe.resume(self.history.looks)
         if hosts.is_first():
-            files.write_atomically(self.workdir / runs.METRICS, ''.join(f'{line}\n' for line in self.history['lines']))
+            files.write_atomically(self.workdir / runs.METRICS, ''.join(f'{line}\n' for line in self.history.lines))
 
     def resume(self, checkpoints: Checkpoints, step: int) -> None:
         """State, best weights and history of a checkpoint, if they are of this run."""
@@ -268,14 +234,20 @@ class Trainer:
             step, {'student': placed.student, 'best': placed.student, 'trainer': step_lib.trainer_item(placed)}
         )
         self.state = step_lib.with_items(placed, items)
-        self.best, self.history = items['best'], meta['history']
-        self.history['changes'] += changes
+        self.best = items['best']
+        self.history = History.from_json(meta.get('history'), checkpoints.directory / str(step))
+        self.history.changes += changes
         self.reporter.say(f'continuing from step {step} of {self.total_steps}')
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
-        history = {**self.history, 'seconds': self.seconds(), 'looks': self.probe.looks()}
-        history['bad'] = self.dataset.bad_anywhere()
-        meta = {'data': as_config(self.dataset), 'history': history, 'provenance': self.provenance}
+        history = dataclasses.replace(
+            self.history, seconds=self.seconds(), looks=self.probe.looks(), bad=self.dataset.bad_anywhere()
+        )
+        meta = {
+            'data': as_config(self.dataset),
+            'history': dataclasses.asdict(history),
+            'provenance': self.provenance,
+        }
         if self.teacher:
             meta['teacher'] = {'origin': self.teacher.origin, 'digest': self.teacher.digest}
         items = {'student': self.state.student, 'best': self.best, 'trainer': step_lib.trainer_item(self.state)}
@@ -285,7 +257,7 @@ class Trainer:
 
     def seconds(self) -> float:
         """Wall time of the run, earlier sessions included."""
-        return self.history['seconds'] + time.monotonic() - self.started
+        return self.history.seconds + time.monotonic() - self.started
 
     # The loop.
 
@@ -311,12 +283,12 @@ class Trainer:
                 checkpoints.close()
         return summary
 
-    def show_samples(self, batch: data.base.Batch) -> None:
+    def show_samples(self, batch: Batch) -> None:
         """Augmented images of a batch to the trackers, as the coming step sees them."""
         if trackers.wanted(self.config):  # computed on every host, written by the first
             fetch = jax.jit(self.dataset.fetch, out_shardings=step_lib.replicated(self.devices))
             key = jax.random.fold_in(jax.random.key(self.config.seed), self.state.step)
-            self.trackers.samples(0, self.dataset, *fetch(self.resident, batch, key))
+            self.trackers.samples(0, self.dataset, *fetch(self.resident, put([batch], self.devices), key))
 
     def show_terms(self, watched: dict[str, Any] | None) -> None:
         """Loss terms of an epoch under way, from a step that the device has left behind."""
@@ -345,14 +317,17 @@ class Trainer:
             if self.end_epoch(step) and self.is_scheduled(step):  # the run was stopped in this evaluation
                 self.save(checkpoints, step)
             while step < self.total_steps and not self.stop_asked(step):
-                inputs = self.state, self.frozen, self.resident, put(next(batches), self.devices)
-                if step == 0 and not self.history['rollbacks']:
-                    self.show_samples(inputs[-1])
-                self.probe.look(step, *inputs)
-                self.state, seen = self.train_steps[self.mixes(step)](*inputs)
+                group = [next(batches) for _ in range(self.steps_at_once(step))]
+                if step == 0 and not self.history.rollbacks:
+                    self.show_samples(group[0])
+                if self.probe.is_due(step):
+                    batch = put(group[:1], self.devices)
+                    self.probe.look(step, self.state, self.frozen, self.resident, batch)
+                train_step = self.train_step(self.method_at(step), len(group))
+                self.state, seen = train_step(self.state, self.frozen, self.resident, put(group, self.devices))
                 if step == first:  # compiled: from here on there is something to lose
                     self.until_written.enter_context(signals.work_at_stake())
-                step += 1
+                step += len(group)
                 self.reporter.step(step)
                 if step % WATCH_STEPS == 0:
                     self.check_finite(watched and watched['fault'])
@@ -361,7 +336,7 @@ class Trainer:
                 if step % self.steps_per_epoch == 0:
                     self.check_finite(seen['fault'])
                     rate = (step - clock[0]) * self.config.batch_size / (time.monotonic() - clock[1])
-                    self.history['images_per_second'] = round(rate, 1)
+                    self.history.images_per_second = round(rate, 1)
                     self.end_epoch(step)
                     clock = step, time.monotonic()
                 if self.is_scheduled(step):
@@ -377,9 +352,18 @@ class Trainer:
                     f'the same command continues in {self.workdir}'
                 )
 
-    def mixes(self, step: int) -> bool:
-        """Whether the mixed paths have a weight above zero at `step`."""
-        return not self.method.taps or self.mix[step // self.steps_per_epoch] > 0
+    def steps_at_once(self, step: int) -> int:
+        """How many steps the next call takes: config.steps_per_dispatch where nothing is to be done between them.
+
+        It follows from `step` and the config, so that an interrupted run takes its steps in the same groups.
+        """
+        count = self.config.steps_per_dispatch
+
+        def halts(after: int) -> bool:
+            ends = after % WATCH_STEPS == 0 or after % self.steps_per_epoch == 0 or self.is_scheduled(after)
+            return ends or self.probe.is_due(after)
+
+        return 1 if any(halts(step + i) for i in range(1, count)) else count
 
     def stop_asked(self, step: int) -> bool:
         """Whether to stop here: a signal came. Several hosts ask each other, at steps all of them reach."""
@@ -407,7 +391,7 @@ class Trainer:
         Raises:
           NotFinite: config.on_nan is 'stop', or there were as many rollbacks as allowed.
         """
-        before = self.history['rollbacks']
+        before = self.history.rollbacks
         if self.config.on_nan == 'stop' or len(before) >= self.config.nan_rollbacks:
             again = f' after {len(before)} rollbacks' if before else ''
             checkpoints.wait()
@@ -427,9 +411,9 @@ class Trainer:
         seconds = self.seconds()
         self.begin(checkpoints, only_scheduled=True)
         to = self.saved_step or 0
-        self.started, self.history['seconds'] = time.monotonic(), seconds
-        self.history['rollbacks'] = [*before, {**error.fault, 'to': to}]
-        scale = np.float32(self.config.nan_factor ** len(self.history['rollbacks']))
+        self.started, self.history.seconds = time.monotonic(), seconds
+        self.history.rollbacks = [*before, {**error.fault, 'to': to}]
+        scale = np.float32(self.config.nan_factor ** len(self.history.rollbacks))
         self.state = self.state.replace(rate_scale=step_lib.replicate(scale, self.devices))
         self.reporter.say(f'{error}: back to step {to}, learning rate x {float(scale):g}')
 
@@ -439,7 +423,7 @@ class Trainer:
         Left undone (False) if a stop is asked for meanwhile; the run does it first when it is continued.
         """
         epoch, since = divmod(step, self.steps_per_epoch)
-        if not step or since or self.history['last'].get('step') == step:
+        if not step or since or self.history.at_end_of(step):
             return False
         accuracies = {}
         if epoch % self.config.eval_every == 0 or step == self.total_steps:
@@ -449,36 +433,28 @@ class Trainer:
                 accuracies = self.evaluate(self.eval_step, self.state.student, learned or frozen)
             if accuracies is None:
                 return False
-            if accuracies['top1'] > self.history['best_top1']:
+            if accuracies['top1'] > self.history.best_top1:
                 self.best = step_lib.copy(self.state.student)
-                self.history |= {'best_top1': accuracies['top1'], 'best_epoch': epoch}
-        method = self.method if self.mixes(step - 1) else self.method.without_mixing()
+                self.history.best_top1, self.history.best_epoch = accuracies['top1'], epoch
         rate = float(self.schedule(step - 1)) * float(self.state.rate_scale)
         line = {'epoch': epoch, 'step': step, 'learning_rate': rate}
         if self.method.taps:
             line['mix'] = float(self.mix[epoch - 1])
-        names = step_lib.term_names(method, self.trains_teacher)
+        names = step_lib.term_names(self.method_at(step - 1), self.trains_teacher)
         line |= {name: float(self.state.sums[name]) / self.steps_per_epoch for name in names}
-        line |= self.probe.take()
-        line |= accuracies
-        if self.history['best_epoch']:
-            line['best_top1'] = self.history['best_top1']
-        line['images_per_second'] = self.history['images_per_second']
-        kept = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
-        self.history['last'] = {'step': step, **kept}
-        self.history['lines'] = [*self.history['lines'], json.dumps(line)]
+        line = self.history.add_epoch(line | self.probe.take(), accuracies)
         if hosts.is_first():
-            files.append_line(self.workdir / runs.METRICS, self.history['lines'][-1])
+            files.append_line(self.workdir / runs.METRICS, self.history.lines[-1])
         self.reporter.epoch(line, self.config.epochs)
         self.trackers.epoch(line, self.state.student)
         return True
 
     def is_complete(self, step: int) -> bool:
-        return step == self.total_steps == self.history['last'].get('step')
+        return step == self.total_steps and self.history.at_end_of(step)
 
     def finish(self) -> dict[str, Any]:
         """Write and return the summary."""
-        config, last = self.config, self.history['last']
+        config, last = self.config, self.history.last
         network = self.networks.student
         teacher_top1 = self.teacher.top1 if self.teacher else last.get('teacher_top1')
         shortcuts = network.shortcuts if isinstance(network.shortcuts, str) else ','.join(network.shortcuts)
@@ -497,16 +473,16 @@ class Trainer:
             'seed': config.seed,
             'epochs': config.epochs,
             'steps': self.total_steps,
-            'best_top1': self.history['best_top1'],
-            'best_epoch': self.history['best_epoch'],
+            'best_top1': self.history.best_top1,
+            'best_epoch': self.history.best_epoch,
             'last_top1': last['top1'],
             'last_top5': last['top5'],
             'teacher_top1': teacher_top1,
             'teacher': self.teacher.origin if self.teacher else None,
             'wall_seconds': round(self.seconds(), 2),
             'images_per_second': last['images_per_second'],
-            'rollbacks': self.history['rollbacks'],
-            'changes_on_resume': self.history['changes'],
+            'rollbacks': self.history.rollbacks,
+            'changes_on_resume': self.history.changes,
             'student_digest': runs.digest(jax.device_get(self.state.student)),
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': provenance.versions(),

@@ -45,12 +45,13 @@ def test_it_needs_nothing_but_jax_and_the_step(tmp_path):
 def test_a_config_on_its_own_data(tmp_path):
     shrink = ['--config.model.stage_sizes=1,1', '--config.model.width=4', '--procedures=jointrd', '--rounds=1']
     out, option = tmp_path / 'out.json', 'xla_cpu_multi_thread_eigen=false'
-    shrink += [f'--out={out}', f'--compiler_options={option}']
+    shrink += [f'--out={out}', f'--compiler_options={option}', '--steps_per_dispatch=3']
     done = start('-m', 'jointrd_jax.benchmark', '--config', 'configs/digits.py', *shrink)
     assert done.returncode == 0, done.stderr
-    row, other = json.loads(out.read_text())['rows']
-    assert (row['shape'], row['batch_size']) == ('digits', 32)
-    assert other['compiler_option'] == option and other['time_to_default'] > 0
+    row, *others = json.loads(out.read_text())['rows']
+    assert (row['shape'], row['batch_size'], row['variant']) == ('digits', 32, '')
+    assert [other['variant'] for other in others] == [option, '3 steps at once']
+    assert all(other['time_to_default'] > 0 for other in others)
 
 
 def test_bad_input_is_one_line():
@@ -58,6 +59,7 @@ def test_bad_input_is_one_line():
         (['--shapes=18'], "'18' is not DEPTH:PIXELS:BATCH"),
         (['--shapes=19:32:8'], 'resnet19'),
         (['--procedures=magic'], "'magic'"),
+        (['--steps_per_dispatch=2,x'], '--steps_per_dispatch=2,x must be whole numbers above 1'),
         (['--out=/nowhere/x.json'], '/nowhere/x.json'),
     ):
         done = start('-m', 'jointrd_jax.benchmark', *SMALL, *arguments)

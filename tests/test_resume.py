@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import QUICK_FLAGS, ROOT
 from faults import LONG, Stopping, outcome, run_with_stops, small_config, stop
@@ -52,6 +53,23 @@ def test_stopped_at_every_step(tmp_path, quiet):
     steps = range(1, 11 if LONG else 5)
     _, stops = run_with_stops(config, tmp_path / 'stopped', *steps)
     assert stops == len(steps)
+    assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
+
+
+def test_several_steps_at_once_are_the_same_steps_and_are_stopped_between(tmp_path, quiet):
+    """They are taken by another program, so its rounding is its own; the groups are the same after a stop."""
+    config = small_config(log__gradients=1)
+    train.run(config, tmp_path / 'single', quiet)
+    config.steps_per_dispatch = 3
+    quiet.step = (reached := []).append
+    train.run(config, tmp_path / 'undisturbed', quiet)
+    assert reached[:6] == [3, 4, 5, 8, 9, 10]  # gradients are looked at before steps 5 and 10, a checkpoint is after 8
+    single, grouped = (outcome(tmp_path / name)['metrics'] for name in ('single', 'undisturbed'))
+    for one, many in zip(single, grouped, strict=True):
+        assert one.keys() == many.keys()
+        np.testing.assert_allclose([many[name] for name in one], list(one.values()), rtol=0.02, atol=0.02)
+    _, stops = run_with_stops(config, tmp_path / 'stopped', 3, 13, 28)
+    assert stops == 3
     assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
 
 

@@ -1,0 +1,53 @@
+"""What a run will do: its data, networks, loss and teacher, known to be good before anything is made or compiled."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+
+from jointrd_jax import build, checks, config as config_lib, data, hosts, teacher as teacher_lib, trackers
+from jointrd_jax.joint import Method
+from jointrd_jax.models import Network
+from jointrd_jax.step import AXIS
+from jointrd_jax.teacher import Teacher
+
+
+class Plan(NamedTuple):
+    """A run that nothing is known to be wrong with.
+
+    `teacher` is the frozen one that the config names; None if none is needed or it is to be trained first.
+    """
+
+    dataset: data.Dataset
+    student: Network
+    method: Method
+    teacher: Teacher | None
+
+
+def make(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
+    """The plan of a run in `workdir`; the caller closes its dataset.
+
+    Raises:
+      UserError: anything wrong with the config, the data, the teacher, or what is in `workdir`.
+    """
+    config_lib.validate(config)
+    hosts.agree(config_lib.flatten(config))
+    trackers.check(config)
+    dataset = data.load(config)
+    try:
+        classes = hashlib.sha256('\n'.join(dataset.classes).encode()).hexdigest()[:12]
+        sizes = {'training images': dataset.train_size, 'evaluation images': dataset.eval_size}
+        hosts.agree({'dataset': dataset.name, 'classes': classes, **sizes}, 'data')
+        checks.batches(config, dataset)
+        student = build.student(config, len(dataset.classes), AXIS)
+        method = build.method(config, student)
+        checks.workdir(config, workdir)
+        checks.restore(config, student, dataset)
+        teacher = None
+        if config.procedure in config_lib.NEEDS_TEACHER and config.teacher.path:
+            teacher = teacher_lib.load(config, Path(config.teacher.path), dataset, student, method)
+    except BaseException:
+        dataset.close()
+        raise
+    return Plan(dataset, student, method, teacher)
