@@ -41,13 +41,14 @@ class History:
         Raises:
           UserError: it is none; the message begins with `where`.
         """
-        blank = cls()
-        kinds = {field.name: type(getattr(blank, field.name)) for field in dataclasses.fields(cls)}
-        if not isinstance(value, dict) or value.keys() != kinds.keys():
+        if not isinstance(value, dict) or value.keys() != {field.name for field in dataclasses.fields(cls)}:
             raise UserError(f'{where} does not hold the history of a run of this version')
-        for name, kind in kinds.items():
-            if not isinstance(value[name], (int, float) if kind is float else kind):
-                raise UserError(f'{where}: {name} in its history is not a {kind.__name__}')
+        for name, default in dataclasses.asdict(cls()).items():
+            of = {'lines': str, 'changes': str, 'bad': int}.get(name, dict) if isinstance(default, list) else object
+            kind = (int, float) if isinstance(default, float) else type(default)
+            entries = value[name] if isinstance(value[name], list) else ()
+            if not isinstance(value[name], kind) or not all(isinstance(entry, of) for entry in entries):
+                raise UserError(f'{where}: {name!r} in the history of its run is damaged')
         return cls(**value)
 
     def at_end_of(self, step: int) -> bool:

@@ -217,12 +217,14 @@ class Trainer:
     def resume(self, checkpoints: Checkpoints, step: int) -> None:
         """State, best weights and history of a checkpoint, if they are of this run."""
         meta = checkpoints.meta(step)
-        if 'provenance' not in meta:
+        taught_by = meta.get('teacher', {})
+        if not isinstance(meta.get('provenance'), dict) or not isinstance(taught_by, dict):
             raise UserError(f'{checkpoints.directory} was not written by a training run, so none can continue from it')
+        history = History.from_json(meta.get('history'), checkpoints.directory / str(step))
         changes = provenance.check(self.config, meta['provenance'], self.provenance, self.workdir)
-        if self.teacher and meta['teacher']['digest'] != self.teacher.digest:
+        if self.teacher and taught_by.get('digest') != self.teacher.digest:
             raise UserError(
-                f'{self.workdir} was trained with the teacher {meta["teacher"]["origin"]} whose weights differ from '
+                f'{self.workdir} was trained with the teacher {taught_by.get("origin")} whose weights differ from '
                 f'those of {self.teacher.origin}; give back the former as config.teacher.path or use another --workdir'
             )
         everywhere = step_lib.replicated(self.devices)
@@ -234,8 +236,7 @@ class Trainer:
             step, {'student': placed.student, 'best': placed.student, 'trainer': step_lib.trainer_item(placed)}
         )
         self.state = step_lib.with_items(placed, items)
-        self.best = items['best']
-        self.history = History.from_json(meta.get('history'), checkpoints.directory / str(step))
+        self.best, self.history = items['best'], history
         self.history.changes += changes
         self.reporter.say(f'continuing from step {step} of {self.total_steps}')
 

@@ -12,6 +12,7 @@ time for one input. Findings are kept in --keep. Exit status 1 if there are any.
 
 import argparse
 import collections
+import dataclasses
 import io
 import json
 import os
@@ -35,7 +36,7 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from jointrd_jax import build, checkpoint, config as config_lib, runs, weights
+from jointrd_jax import build, checkpoint, config as config_lib, files, history, runs, weights
 from jointrd_jax.data import images, tfrecord
 from jointrd_jax.errors import UserError
 
@@ -182,12 +183,16 @@ class Sealed:
 
     def __init__(self, directory: Path):
         self.run = directory / 'run'
+        self.run.mkdir()
         config = config_lib.default()
         config.procedure, config.model.stage_sizes, config.model.width = 'plain', (1,), 2
         about = {'dataset': 'x', 'classes': ['a', 'b'], 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.5]}
         variables = build.student(config, 2).initialise(jax.random.key(0), (8, 8, 1))
-        runs.save(self.run, config, variables, about, {})
-        (self.run / runs.SUMMARY).unlink()
+        past = dataclasses.asdict(history.History(lines=['{"epoch": 1}'], looks=[{'x': 1.0}], bad=[3]))
+        files.write_json(self.run / runs.CONFIG, config_lib.flatten(config))
+        checkpoints = checkpoint.Checkpoints(self.run, keep=1)
+        checkpoints.save(0, {'student': variables, 'best': variables}, {'data': about, 'history': past})
+        checkpoints.close()
         self.checkpoint = self.run / checkpoint.DIRECTORY / '0'
         self.good = {path: path.read_bytes() for path in sorted(self.checkpoint.rglob('*')) if path.is_file()}
         self.victim = None
@@ -202,6 +207,7 @@ class Sealed:
         checkpoint.seal(self.checkpoint)
         try:
             runs.load(self.run)
+            history.History.from_json(checkpoint.Checkpoints(self.run).meta(0).get('history'), self.run)
         finally:
             self.victim.write_bytes(self.good[self.victim])
 

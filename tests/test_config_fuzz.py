@@ -16,7 +16,7 @@ from faults import LONG
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-from jointrd_jax import build, cli, config as config_lib, step as step_lib, train
+from jointrd_jax import build, cli, config as config_lib, plan, step as step_lib
 from jointrd_jax.data import digits
 from jointrd_jax.errors import UserError
 
@@ -86,7 +86,7 @@ def start_or_refuse(config, workdir: Path) -> bool:
     """All that a run does before it makes or compiles something."""
     began = time.process_time()
     try:
-        dataset, student, method, _ = train.prepare(config, workdir)
+        dataset, student, method, _ = plan.make(config, workdir)
     except UserError as error:
         check_line(error)
         return False
@@ -142,7 +142,7 @@ def test_group_replaced(value, tmp_path):
     with config.unlocked(), config.ignore_type():
         config.model = value
     with pytest.raises(UserError) as caught:
-        train.prepare(config, tmp_path / 'run')
+        plan.make(config, tmp_path / 'run')
     check_line(caught.value)
 
 

@@ -10,7 +10,7 @@ from data import real_data
 from networks import images_like, randomised, relative_difference
 from runs_for_tests import digits_run
 
-from jointrd_jax import runs, train, weights
+from jointrd_jax import plan, runs, train, weights
 from jointrd_jax.config import default
 from jointrd_jax.convert import convert
 from jointrd_jax.errors import UserError
@@ -99,7 +99,7 @@ def test_imported_weights_teach(tmp_path, as_run):
     config = default()
     config.model.stage_sizes, config.model.width = (1, 1), 4
     config.batch_size, config.eval_batch_size, config.teacher.path = 256, 512, str(path)
-    trainer = train.Trainer(config, tmp_path, train.prepare(config, tmp_path / 'run'), Reporter('test'))
+    trainer = train.Trainer(config, tmp_path, plan.make(config, tmp_path / 'run'), Reporter('test'))
     assert trainer.teacher.origin == str(path)
     assert trainer.teacher.top1 < 40  # random weights: what matters is that they were run
     equal(trainer.teacher.variables, variables)

@@ -19,7 +19,7 @@ from conftest import QUICK_FLAGS, ROOT
 from faults import LONG, Stopping, outcome, small_config, stop
 
 from jointrd_jax import errors, files, runs, signals, trackers, train
-from jointrd_jax.checkpoint import Checkpoints
+from jointrd_jax.checkpoint import META, Checkpoints, seal
 from jointrd_jax.export import job
 
 BOUND = 300  # seconds; everything here takes a few on a quiet machine
@@ -298,6 +298,27 @@ def test_hostile_checkpoints(stopped, tmp_path, hostile):
     else:
         newest.rename(newest.with_name('31'))
     assert Checkpoints(run).newest_intact() == 24
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        *({name: value} for name, value in (('history', None), ('history', {}), ('provenance', []), ('teacher', 'x'))),
+        *({'history': {name: value}} for name, value in (('lines', [3]), ('looks', ['x']), ('bad', 1), ('last', []))),
+    ],
+    ids=str,
+)
+def test_sealed_but_hostile_history_is_refused(stopped, tmp_path, changed):
+    """A checkpoint whose seal fits, with something else where the run's past is kept."""
+    run = copied(stopped[0], tmp_path / 'run')
+    newest = Checkpoints(run).directory / '30'
+    meta = json.loads((newest / META).read_text())
+    if changed.get('history'):
+        changed = {'history': meta['history'] | changed['history']}
+    files.write_json(newest / META, meta | changed)
+    seal(newest)
+    with pytest.raises(errors.UserError, match='history|not written by a training run'):
+        train.run(small_config(), run)
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{', '[' * 200_000, '{"data": 3}', '\x00'])
