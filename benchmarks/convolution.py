@@ -22,24 +22,21 @@ MAPS = [
     (2, 128),
     (2, 512),
     (3, 32),
+    (3, 128),
     (4, 16),
-    (4, 24),
-    (4, 32),
-    (4, 128),
-    (8, 8),
-    (8, 16),
+    (4, 64),
 ]  # side, channels
 
 
-def loss(as_product: bool):
-    """A compiled forward and backward pass by a matrix product or by XLA's convolution."""
+def loss(as_matrix: bool):
+    """A compiled forward and backward pass by the convolution's matrix or by XLA's convolution."""
 
     def function(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        models.as_product, kept = lambda *_: as_product, models.as_product
+        models.as_matrix, kept = lambda *_: as_matrix, models.as_matrix
         try:
             return jnp.square(models.convolve(x, kernel, 1)).sum()
         finally:
-            models.as_product = kept
+            models.as_matrix = kept
 
     return jax.jit(jax.grad(function, argnums=(0, 1)))
 

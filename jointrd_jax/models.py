@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jointrd_jax.errors import UserError, choice_error
 from jointrd_jax.runtime import jit_once
@@ -43,37 +44,36 @@ def dirac_delta(shape: Sequence[int], dtype: Any) -> jax.Array:
     return jnp.zeros(shape, dtype).at[height // 2, width // 2].set(jnp.eye(inputs, outputs, dtype=dtype))
 
 
-def as_product(height: int, width: int, channels: int) -> bool:
-    """Whether a convolution of such a map is one matrix product over its shifted copies: quicker on the CPU backend.
+def as_matrix(height: int, width: int) -> bool:
+    """Whether the convolution of a map of this size is one matrix product: quicker on the CPU backend.
 
-    XLA's convolution there is 4 to 60 times slower on maps of up to 2x2, and quicker from 3x3 on unless there are few
-    channels (benchmarks/convolution.py).
+    XLA's convolution there is many times slower on maps of up to 2x2, and quicker from 3x3 on
+    (benchmarks/convolution.py).
     """
-    positions = height * width
-    small = positions <= 4 or (positions <= 16 and positions * channels <= 256)
-    return small and jax.default_backend() == 'cpu'
+    return height * width <= 4 and jax.default_backend() == 'cpu'
+
+
+def convolution_matrix(kernel: jax.Array, height: int, width: int, stride: int) -> jax.Array:
+    """[H, W, in, H', W', out]: the matrix by which a convolution multiplies a map of `height` x `width`."""
+    size = kernel.shape[0]
+    row, column, out_row, out_column = np.ogrid[:height, :width, :height:stride, :width:stride]
+    i, j = row - out_row + size // 2, column - out_column + size // 2  # of the weight between the two positions
+    is_joined = (0 <= i) & (i < size) & (0 <= j) & (j < size)
+    weights = kernel.reshape(size * size, *kernel.shape[2:])
+    with_zero = jnp.pad(weights, ((0, 1), (0, 0), (0, 0)))
+    return with_zero[np.where(is_joined, i * size + j, size * size)].transpose(0, 1, 4, 2, 3, 5)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolution of `x` [B, H, W, in] with `kernel` [k, k, in, out], k odd, symmetric zero padding.
 
-    On the CPU backend, small maps go through one matrix product over the k*k shifted copies.
+    On the CPU backend, a map of a few positions is multiplied by the matrix that the convolution is.
     """
-    size, (height, width) = kernel.shape[0], x.shape[1:3]
-    pad = size // 2
-    if not as_product(height, width, x.shape[3]):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-        )
-
-    def useful(length: int) -> list[int]:  # kernel rows or columns that ever meet more than padding
-        return [i for i in range(size) if any(0 <= o + i - pad < length for o in range(0, length, stride))]
-
-    rows, columns = useful(height), useful(width)
-    kernel = kernel[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    shifted = [x[:, i : i + height : stride, j : j + width : stride] for i in rows for j in columns]
-    return jnp.tensordot(jnp.concatenate(shifted, -1), kernel.reshape(-1, kernel.shape[-1]), 1)
+    height, width = x.shape[1:3]
+    if as_matrix(height, width):
+        return jnp.tensordot(x, convolution_matrix(kernel, height, width, stride), 3)
+    pad = [(kernel.shape[0] // 2,) * 2] * 2
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 class Conv(nn.Module):

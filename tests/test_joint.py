@@ -36,15 +36,16 @@ def test_batched_paths_equal_spliced_networks(taps):
         np.testing.assert_allclose(features, outputs.features, rtol=1e-4, atol=1e-4)
 
 
-def loss_of(method, num_paths=None):
+def loss_of(method, num_paths=None, dtype=jnp.float32):
     """(loss of (params, teacher, mix), params, teacher)."""
-    p, r = random_variables(STUDENT, 0), random_variables(TEACHER, 1)
-    networks = joint.Networks(STUDENT, TEACHER, models.Connectors())
+    random = random_variables(STUDENT, 0), random_variables(TEACHER, 1), IMAGES
+    p, r, images = jax.tree.map(lambda leaf: leaf.astype(dtype), random)
+    networks = joint.Networks(STUDENT.clone(dtype=dtype), TEACHER.clone(dtype=dtype), models.Connectors())
     params, stats = {'student': p['params']}, {'student': p['batch_stats']}
 
     def loss(params, teacher, mix=1.0):
         return joint.joint_loss(
-            params, stats, IMAGES, LABELS,
+            params, stats, images, LABELS,
             networks=networks, method=method, mix=mix, teacher=teacher, num_paths=num_paths,
         )[0]  # fmt: skip
 
@@ -58,13 +59,19 @@ def test_no_taps_is_plain_training():
     np.testing.assert_allclose(jax.jit(loss)(params, teacher), losses.cross_entropy(outputs.logits, LABELS), rtol=1e-5)
 
 
-def test_the_mixture_is_the_weighted_sum_of_its_paths():
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield jnp.float64
+
+
+def test_the_mixture_is_the_weighted_sum_of_its_paths(float64):
     """dL/dP = dCE(student)/dP + m * sum over paths, divided by their number when averaged."""
     taps = (2, 4, 6)
 
     def gradient(method):
         """mix -> the student's gradient."""
-        loss, params, teacher = loss_of(method)
+        loss, params, teacher = loss_of(method, dtype=float64)
         compiled = jax.jit(jax.grad(loss))
         return lambda mix: compiled(params, teacher, mix)['student']
 
@@ -73,7 +80,7 @@ def test_the_mixture_is_the_weighted_sum_of_its_paths():
     averaged = gradient(joint.Method(taps, average_paths=True))(0.5)
 
     def same(a, b):
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), a, b)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-9), a, b)
 
     same(zero, alone)
     same(half, jax.tree.map(lambda z, f: (z + f) / 2, zero, full))

@@ -89,7 +89,7 @@ def test_dirac_with_beta_zero_is_identity():
 
 
 @pytest.mark.parametrize('size', [1, 3, 7])
-@pytest.mark.parametrize('height, width', [(1, 1), (2, 2), (4, 3), (1, 4)])
+@pytest.mark.parametrize('height, width', [(1, 1), (2, 2), (2, 1), (1, 4)])
 @pytest.mark.parametrize('stride', [1, 2])
 def test_small_maps_equal_the_convolution(size, height, width, stride):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 5))
@@ -101,8 +101,11 @@ def test_small_maps_equal_the_convolution(size, height, width, stride):
             x, kernel, (stride, stride), pad, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
         )
 
-    assert models.as_product(height, width, 5)
-    np.testing.assert_allclose(models.convolve(x, kernel, stride), reference(x, kernel), rtol=1e-4, atol=1e-4)
+    assert models.as_matrix(height, width)
+    ours, pull = jax.vjp(lambda x, kernel: models.convolve(x, kernel, stride), x, kernel)
+    theirs, pull_theirs = jax.vjp(reference, x, kernel)
+    for one, other in zip((ours, *pull(ours)), (theirs, *pull_theirs(theirs)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_batch_norm_keeps_the_unbiased_variance():
