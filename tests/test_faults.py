@@ -534,12 +534,11 @@ def test_of_many_that_start_together_one_runs(tmp_path):
 # Long runs.
 
 
-def test_memory_files_and_threads_stay_flat():
+@pytest.mark.parametrize('steps, checkpoint_every', [(2000, 20), (10_000, 1000)] if LONG else [(400, 20)], ids=str)
+def test_memory_files_and_threads_stay_flat(steps, checkpoint_every):
     """The quick form of scripts/soak.py."""
-    steps = '2000' if LONG else '400'
-    result = subprocess.run(
-        [sys.executable, 'scripts/soak.py', '--steps', steps], cwd=ROOT, capture_output=True, text=True
-    )
+    counts = f'--steps={steps}', f'--checkpoint_every={checkpoint_every}'
+    result = subprocess.run([sys.executable, 'scripts/soak.py', *counts], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
