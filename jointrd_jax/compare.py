@@ -184,10 +184,10 @@ def run(
     teachers = {job.config.teacher.path for job in jobs}
     reporter = Reporter('compare')
     summaries: dict[str, list] = {}
-    for name, cell, path in jobs:
-        label = f'{name} seed {cell.seed}'
+    for number, (name, cell, path) in enumerate(jobs, 1):
+        label = f'{number}/{len(jobs)} {name} seed {cell.seed}'
         try:
-            summary = train.run(cell, path, Reporter(label, reporter.console, quiet=config.log.quiet))
+            summary = train.run(cell, path, Reporter(label, reporter.console, quiet=config.log.quiet, nested=True))
         except NotFinite as error:
             if str(path) in teachers:
                 raise
@@ -223,11 +223,11 @@ def statistics_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def spread(cell: dict[str, Any], which: str) -> str:
-    """'98.67 ± 0.23' of the runs whose loss stayed finite, and how many did not."""
+    """'98.67 ± 0.23' of the runs whose loss stayed finite (a single one has no spread), and how many did not."""
     failed = sum('not_finite' in run for run in cell['runs'])
     if failed == len(cell['runs']):
         return 'not finite'
-    text = f'{cell[f"{which}_mean"]:.2f} ± {cell[f"{which}_std"]:.2f}'
+    text = f'{cell[f"{which}_mean"]:.2f}' + (f' ± {cell[f"{which}_std"]:.2f}' if len(cell['runs']) - failed > 1 else '')
     return f'{text} ({failed} of {len(cell["runs"])} not finite)' if failed else text
 
 
@@ -240,6 +240,7 @@ def draw(workdir: Path, result: dict[str, Any]) -> None:
 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for name, cell in result.items():
@@ -252,6 +253,7 @@ def draw(workdir: Path, result: dict[str, Any]) -> None:
             epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color()
         )
     axes.set(xlabel='epoch', ylabel='top-1 on the evaluation images (%)', ylim=(0, 101))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
     picture = io.BytesIO()

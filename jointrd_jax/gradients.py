@@ -127,9 +127,19 @@ class Probe:
         self.seen.append(self.measure(*arguments, step // self.steps_per_epoch))
 
     def take(self) -> dict[str, float]:
-        """The means over what was seen since the last call (norms are means of norms); {} if nothing was."""
+        """The means over what was seen since the last call (norms are means of norms); {} if nothing was.
+
+        Without the cosines of stages that one origin did not reach: nothing has no direction.
+        """
         seen, self.seen = jax.device_get(self.seen), []
-        return {name: float(np.mean([look[name] for look in seen])) for name in seen[0]} if seen else {}
+        means = {name: float(np.mean([look[name] for look in seen])) for name in seen[0]} if seen else {}
+
+        def has_angle(stage: str) -> bool:
+            return all(means[f'{stage}/{origin}'] > 0 for origin in ('teacher', 'student'))
+
+        return {
+            n: mean for n, mean in means.items() if not n.endswith('/cosine') or has_angle(n.removesuffix('/cosine'))
+        }
 
     def looks(self) -> list[dict[str, float]]:
         """What was seen since the last `take`, as JSON values: an interrupted epoch keeps its measurements."""

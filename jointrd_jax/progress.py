@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -26,8 +27,9 @@ def accuracies(line: dict[str, Any]) -> dict[str, float]:
 
 
 def loss_terms(line: dict[str, Any]) -> dict[str, float]:
-    """The loss and its terms in a line of metrics.jsonl."""
-    return {name: value for name, value in line.items() if name.startswith(('loss', 'ce/', 'distill/', 'kl/'))}
+    """The loss and its terms (before their weights) in a line of metrics.jsonl, the loss first."""
+    terms = {name: value for name, value in line.items() if name.startswith(('loss', 'ce/', 'distill/', 'kl/'))}
+    return dict(sorted(terms.items(), key=lambda term: term[0] != 'loss'))
 
 
 class Reporter:
@@ -126,6 +128,7 @@ class Reporter:
         """An epoch: a line of metrics.jsonl."""
         if self._display:
             self._display.line.update(line)
+            self._display.rate = self._display.rate or line['images_per_second']  # of epochs too short to take one
             return
         due = time.monotonic() - self._printed >= self.every_seconds
         if due or line['epoch'] in (1, epochs):
@@ -202,15 +205,15 @@ class _Display:
             parts.append(Text(f'  {self.doing} ...', style='yellow'))
         line = self.line
         numbers = Table.grid(padding=(0, 2))
-        losses = '  '.join(f'{name} {value:.4f}' for name, value in loss_terms(line).items())
+        losses = [f'{name} {value:.4f}' for name, value in loss_terms(line).items()]
         names = {'mix': 'mixing weight', 'learning_rate': 'learning rate'}
         schedules = [f'{shown} {line[name]:.3g}' for name, shown in names.items() if name in line]
-        top1 = [f'{name} {value:.2f} %' for name, value in accuracies(line).items()]
+        shown = accuracies(line)
+        top1 = [f'{name if len(shown) > 1 else "now"} {value:.2f} %' for name, value in shown.items()]
         if 'best_top1' in line:
             top1.append(f'best {line["best_top1"]:.2f} %')
-        rows = (('loss', losses), ('schedule', '  '.join(schedules)), ('top-1', '  '.join(top1)))
-        for name, text in rows:
-            if text:
-                numbers.add_row(Text(f'  {name}', style='dim'), Text(text))
+        for name, items in (('loss', losses), ('schedule', schedules), ('top-1', top1)):
+            if items:  # lines break between items, not inside of one
+                numbers.add_row(Text(f'  {name}', style='dim'), Columns([Text(i, no_wrap=True) for i in items], (0, 2)))
         parts.append(numbers)
         return Group(*parts)

@@ -71,13 +71,15 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
                 (workdir / runs.NOT_FINITE).unlink(missing_ok=True)
             summary = runs.read_summary(workdir)
             hosts.sync('workdir read')
-            if summary is None:
+            is_new = summary is None
+            if is_new:
                 summary = Trainer(config, workdir, plan, reporter).train()
             else:
                 reporter.say(f'{workdir} is finished already')
     finally:
         plan.dataset.close()
-    report(summary, reporter)
+    if is_new or not reporter.nested:
+        report(summary, reporter)
     return summary
 
 
@@ -88,7 +90,7 @@ def report(summary: dict[str, Any], reporter: Reporter) -> None:
     if summary.get('skipped_images'):
         rows.append(('bad images skipped', str(summary['skipped_images'])))
     rows.append(('wall time', f'{summary["wall_seconds"]:.1f} s'))
-    reporter.table('finished', rows, (summary['procedure'], 'accuracies in percent'))
+    reporter.table('finished', rows, (reporter.label, 'accuracies in percent'))
 
 
 class Trainer:

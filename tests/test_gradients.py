@@ -81,6 +81,15 @@ def test_probe_looks_at_the_epochs_asked_for():
     assert {looks for looks, _ in seen.values()} == {0, gradients.LOOKS}
 
 
+def test_an_origin_without_a_gradient_has_no_angle():
+    probe = gradients.Probe(ml_collections.ConfigDict({'epochs': 1, 'log': {'gradients': 1}}), 4, dict)
+    for stage, teacher in (('stem', 2.0), ('head', 0.0)):
+        names = {'student': 1.0, 'teacher': teacher, 'share': 0.5, 'cosine': 0.0}
+        probe.seen.append({f'gradient/{stage}/{name}': value for name, value in names.items()})
+    probe.seen = [probe.seen[0] | probe.seen[1]]
+    assert [name for name in probe.take() if name.endswith('cosine')] == ['gradient/stem/cosine']
+
+
 def test_probe_is_off_by_default():
     config = ml_collections.ConfigDict({'epochs': 1, 'log': {'gradients': 0}})
     probe = gradients.Probe(config, 4, lambda *_: {})

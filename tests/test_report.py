@@ -62,11 +62,11 @@ def report(watched_run, tmp_path_factory):
 
 def test_it_shows_every_part(report, watched_run):
     shown, _, written = report
-    assert written == {'runs': 2, 'variants': ['resnet', 'jointrd']}
+    assert written == {'runs': 2, 'variants': ['resnet', 'jointrd'], 'left_out': []}
     summary = runs.read_summary(watched_run)
     assert f'{summary["last_top1"]:.2f}' in shown.text and f'{summary["teacher_top1"]:.2f}' in shown.text
     assert f'reaches {summary["last_top1"]:.2f} % top-1 by JointRD' in shown.text and 'best of' not in shown.text
-    for part in ('Result', 'procedure', 'Curves', 'Mixing weight', 'The hybrids', 'path1: 1 blocks plain',
+    for part in ('Result', 'procedure', 'Curves', 'Mixing weight', 'The hybrids', 'path1: 1 block plain',
                  "the teacher's share of each stage's gradient", 'through the teacher', 'stage3: gradient norm',
                  'What it gets wrong', '% sure', 'network.onnx', '48.8 KiB', '2.0e-07',
                  'but not made from its last weights'):  # fmt: skip
@@ -173,7 +173,7 @@ def test_files_of_something_else_are_passed_over(watched_run, tmp_path):
         for name in (runs.CONFIG, 'export.json'):
             (run / f'other{i}').mkdir(exist_ok=True)
             (run / f'other{i}' / name).write_text(text)
-    assert page.write([tmp_path], out, evaluate=False) == {'runs': 1, 'variants': ['jointrd']}
+    assert page.write([tmp_path], out, evaluate=False)['variants'] == ['jointrd']
     assert 'Exports' not in Page(out).text
     with pytest.raises(UserError, match='holds no run'):
         page.write([run, tmp_path / 'nothing'], out)
@@ -239,8 +239,28 @@ def test_variants_are_named_by_what_differs():
         + [record('plain', model__dirac=True), record('plain')]
     )
     assert [(v.name, len(v.runs)) for v in found] == [
-        ('resnet', 1), ('plain', 1), ('plain+dirac', 1), ('jointrd eta=0', 2), ('jointrd eta=0.5', 2),
+        ('resnet', 1), ('plain', 1), ('plain+dirac', 1), ('jointrd', 2), ('jointrd eta=0', 2),
     ]  # fmt: skip
+
+
+def test_fields_that_a_procedure_does_not_use_make_no_variants():
+    found = collect.variants(
+        [record(procedure, distill__weight=w) for procedure in ('plain', 'jointrd') for w in (0.0, 1.0)]
+    )
+    assert [v.name for v in found] == ['plain', 'jointrd', 'jointrd weight=1']
+
+
+def test_other_weights_of_the_same_config_and_seed_are_named():
+    one, same, other = (
+        record(summary={'last_top1': 90.0, 'student_digest': digest})._replace(path=ROOT / name)
+        for name, digest in (('one', 'a'), ('same', 'a'), ('other', 'b'))
+    )
+    found = collect.variants([one, same])
+    assert collect.left_out([one, same], found) == []
+    found = collect.variants([other, one])
+    assert [(left.path.name, shown.path.name) for left, shown in collect.left_out([other, one], found)] == [
+        ('other', 'one')
+    ]
 
 
 def test_the_base_of_ablations_has_the_bare_name():

@@ -15,6 +15,8 @@ def main(*paths: str) -> None:
 
     runtime.configure()
     written = page.write(paths, OUT.value, title=TITLE.value, evaluate=EVALUATE.value)
+    for path, shown in written['left_out']:
+        print(f'left out: {path}, other weights of the same config and seed as {shown}')
     print(f'report of {written["runs"]} runs: {OUT.value}')
 
 

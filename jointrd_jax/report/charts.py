@@ -29,10 +29,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten in low..high, and 2 and 5 times them where there are few."""
+    """Powers of ten in low..high, and 2 and 5 times them where there are few; `ticks` where these are too few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1,) if len(decades) > 4 else (1, 3) if len(decades) > 2 else (1, 2, 5)
-    return [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
+    found = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
+    return found if len(found) > 2 else [tick for tick in ticks(low, high) if tick > 0]
 
 
 def number(value: float) -> str:
@@ -103,7 +104,8 @@ def line_chart(
         f'<li><i class="key c{s.colour % COLOURS}{" dashed" if s.colour >= COLOURS else ""}"></i>{escape(s.name)}</li>'
         for s in series
     )
-    head = escape(title) + (f' <small>{escape(unit)}</small>' if unit else '')
+    units = ', '.join(filter(None, (unit, 'log scale' if log else '')))
+    head = escape(title) + (f' <small>{escape(units)}</small>' if units else '')
     return (
         f'<figure class="chart"><figcaption>{head}</figcaption><ul class="legend">{legend}</ul>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" '

@@ -14,6 +14,14 @@ from jointrd_jax.errors import UserError
 # Fields that do not tell variants apart: where things are, how they are kept and shown, chance.
 APART = ('seed', 'dataset.data_dir', 'teacher.path', 'eval_every', 'eval_hybrids', 'eval_batch_size')
 APART_GROUPS = ('log.', 'checkpoint.')
+# Fields (by their beginning) that decide the results of these procedures alone.
+MIXED = ('jointrd', 'jointrd_scratch')
+USED_BY = {
+    'mix.': MIXED,
+    'distill.weight': (*MIXED, 'feature_kd'),
+    'distill.alpha': ('logit_kd', 'resnet_kd'),
+    'distill.temperature': ('logit_kd', 'resnet_kd'),
+}
 EXPORT = 'export.json'
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 
@@ -216,9 +224,8 @@ def used(config: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in config.items() if k not in APART and not k.startswith(APART_GROUPS)}
     if config['procedure'] in config_lib.TRAINS_RESNET:  # a teacher inherits fields of the student that it does not use
         kept = {k: v for k, v in kept.items() if k not in ('model.shortcuts', 'model.dirac')}
-    if not config['procedure'].startswith('jointrd'):
-        kept = {k: v for k, v in kept.items() if not k.startswith('mix.')}
-    return kept
+    unused = [prefix for prefix, procedures in USED_BY.items() if config['procedure'] not in procedures]
+    return {k: v for k, v in kept.items() if not k.startswith(tuple(unused))}
 
 
 def differences(configs: list[dict[str, Any]]) -> list[str]:
@@ -235,8 +242,15 @@ def differences(configs: list[dict[str, Any]]) -> list[str]:
 def variants(records: list[Record]) -> list[Variant]:
     """The runs grouped and named: by procedure, and by the fields that tell variants of one procedure apart.
 
-    A name leaves out what most variants of its procedure have, so that the base of ablations is called 'jointrd'.
+    A name leaves out what most variants of its procedure have (of two halves, the one with the field's default), so
+    that the base of ablations is called 'jointrd'.
     """
+
+    def is_usual(name: str, value: Any, peers: list[dict[str, Any]]) -> bool:
+        same = 2 * sum(peer[name] == value for peer in peers)
+        return same > len(peers) or (same == len(peers) and value == usual[name])
+
+    usual = json.loads(json.dumps(config_lib.flatten(config_lib.default())))
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(json.dumps(used(record.config), sort_keys=True), []).append(record)
@@ -246,14 +260,25 @@ def variants(records: list[Record]) -> list[Variant]:
         config = group[0].config
         peers = [g[0].config for g in chosen if g[0].config['procedure'] == config['procedure']]
         fields = [
-            name
-            for name in differences(peers)
-            if name in used(config) and 2 * sum(peer[name] == config[name] for peer in peers) <= len(peers)
+            name for name in differences(peers) if name in used(config) and not is_usual(name, config[name], peers)
         ]
         name = config['procedure'] + ('+dirac' if config['model.dirac'] and 'resnet' not in config['procedure'] else '')
         shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field != 'model.dirac']
         named.append(Variant(' '.join([name, *shown]), config, group))
     return sorted(named, key=lambda v: (ORDER.index(v.procedure) if v.procedure in ORDER else len(ORDER), v.name))
+
+
+def left_out(records: list[Record], variants: list[Variant]) -> list[tuple[Record, Record]]:
+    """(finished run that is not shown, the one of the same config and seed that is), where their weights differ."""
+    pairs = []
+    for record in records:
+        shown = next(
+            run for v in variants for run in v.runs
+            if run.seed == record.seed and used(run.config) == used(record.config)
+        )  # fmt: skip
+        if record.summary and record.summary.get('student_digest') != shown.summary.get('student_digest'):
+            pairs.append((record, shown))
+    return pairs
 
 
 def one_per_seed(group: list[Record]) -> list[Record]:

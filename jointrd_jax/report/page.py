@@ -26,7 +26,8 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
       evaluate: whether to run the networks again for confusions and example images.
 
     Returns:
-      {'runs': how many runs it shows, 'variants': their names}.
+      {'runs': how many runs it shows, 'variants': their names, 'left_out': (path, path of the run of the same config
+      and seed that is shown instead) where their weights differ}.
 
     Raises:
       UserError: a path without runs, a damaged file of a run, jinja2 missing, or `out` cannot be written.
@@ -34,6 +35,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
     jinja2 = require('jinja2', 'report')
     records = collect.find(paths)
     variants = collect.variants(records)
+    left_out = collect.left_out(records, variants)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -55,6 +57,8 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         gradients=gradient_curves(variants),
         schedules=schedule_curves(variants),
         looks=[look(variant) for variant in variants] if evaluate else [],
+        opened=opened(variants),
+        left_out=left_out,
         exports=collect.exports(map(Path, paths), records),
         environments=environments(variants),
         date=datetime.date.today().isoformat(),
@@ -65,7 +69,11 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
     except OSError as error:
         raise UserError(f'cannot write {out}: {error.strerror}') from error
     files.write_atomically(out, html)
-    return {'runs': sum(len(variant.runs) for variant in variants), 'variants': [v.name for v in variants]}
+    return {
+        'runs': sum(len(variant.runs) for variant in variants),
+        'variants': [v.name for v in variants],
+        'left_out': [(str(record.path), str(shown.path)) for record, shown in left_out],
+    }
 
 
 def default_title(variants: list[Variant]) -> str:
@@ -108,33 +116,42 @@ def measure(result: tuple[float, float] | None, runs: int, digits: int = 2) -> s
     return f'{result[0]:.{digits}f}' + (f' ± {result[1]:.{digits}f}' if runs > 1 else '')
 
 
+def best(
+    variants: list[Variant], *procedures: str, like: dict[str, Any] | None = None
+) -> tuple[Variant, str, int] | None:
+    """The variant of these procedures (and fields) with the highest accuracy, that in words, and among how many."""
+    scored = [
+        v
+        for v in variants
+        if v.procedure in procedures and v.result('last_top1') and all(v.config[k] == like[k] for k in like or ())
+    ]
+    if not scored:
+        return None
+    chosen = max(scored, key=lambda v: v.result('last_top1')[0])
+    failed = sum(run.not_finite is not None for run in chosen.runs)
+    text = f'{measure(chosen.result("last_top1"), len(chosen.finished))} %'
+    return chosen, text + (f' (without {failed} not finite)' if failed else ''), len(scored)
+
+
+def opened(variants: list[Variant]) -> str:
+    """The variant whose mistakes are unfolded: the one in the headline, else the last."""
+    joint = best(variants, *collect.MIXED)
+    return (joint[0] if joint else variants[-1]).name
+
+
 def headline(variants: list[Variant]) -> str:
     """The result in one sentence or two, if there is a JointRD run to speak of.
 
     Where several variants could stand in it, it is the best of them on the evaluation images, and says so.
     """
-
-    def best(*procedures: str, like: dict[str, Any] | None = None) -> tuple[Variant, str, int] | None:
-        scored = [
-            v
-            for v in variants
-            if v.procedure in procedures and v.result('last_top1') and all(v.config[k] == like[k] for k in like or ())
-        ]
-        if not scored:
-            return None
-        chosen = max(scored, key=lambda v: v.result('last_top1')[0])
-        failed = sum(run.not_finite is not None for run in chosen.runs)
-        text = f'{measure(chosen.result("last_top1"), len(chosen.finished))} %'
-        return chosen, text + (f' (without {failed} not finite)' if failed else ''), len(scored)
-
-    joint = best('jointrd', 'jointrd_scratch')
+    joint = best(variants, *collect.MIXED)
     if not joint:
         return ''
     config = joint[0].config
     same = ('dataset.name', 'model.depth', 'model.stage_sizes', 'model.block', 'model.width', 'epochs')
-    resnet = best('resnet', like={name: config[name] for name in same})
+    resnet = best(variants, 'resnet', like={name: config[name] for name in same})
     same += ('model.shortcuts', 'model.dirac')
-    plain = best('plain', like={name: config[name] for name in same})
+    plain = best(variants, 'plain', like={name: config[name] for name in same})
     text = f'A {network_in_words(config)} reaches {joint[1]} top-1 by JointRD ({joint[0].name})'
     if plain:
         text += f', {plain[1]} when it is trained alone'
@@ -173,7 +190,7 @@ def learning_curves(variants: list[Variant]) -> list[str]:
         charts.line_chart('Accuracy on the evaluation images', of('top1'), unit='top-1, %', y_range=PERCENT),
         charts.line_chart('Cross entropy of the network itself, training', of('ce/student'), unit='nats', log=True),
         charts.line_chart('Loss that is minimised, training', of('loss'), log=True,
-                          note='All terms that a procedure has: compare how it runs, not its height.'),
+                          note='All terms that a procedure has: compare the shape of the curves, not their level.'),
         charts.line_chart('Norm of the whole gradient', of('gradient_norm'), log=True),
     ]  # fmt: skip
 
@@ -203,7 +220,10 @@ def path_curves(variants: list[Variant]) -> list[str]:
         if names:
             shown = [*names, 'top1', 'teacher_top1']
             taps = (variant.finished[0].summary.get('taps') if variant.finished else None) or ['?'] * len(names)
-            labels = [f'{name.removesuffix("_top1")}: {tap} blocks plain' for name, tap in zip(names, taps)]
+            labels = [
+                f'{name.removesuffix("_top1")}: {tap} block{"" if tap == 1 else "s"} plain'
+                for name, tap in zip(names, taps)
+            ]
             labels += ['student (all plain)', 'teacher (all residual)']
             series = [Series(label, variant.curve(name), i) for i, (name, label) in enumerate(zip(shown, labels))]
             figures.append(
