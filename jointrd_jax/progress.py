@@ -128,7 +128,7 @@ class Reporter:
         """An epoch: a line of metrics.jsonl."""
         if self._display:
             self._display.line.update(line)
-            self._display.rate = self._display.rate or line['images_per_second']  # of epochs too short to take one
+            self._display.rate = line['images_per_second']  # an epoch may be too short to take one in it
             return
         due = time.monotonic() - self._printed >= self.every_seconds
         if due or line['epoch'] in (1, epochs):
