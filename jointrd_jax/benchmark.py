@@ -27,7 +27,7 @@ import optax
 from absl import app, flags
 
 from jointrd_jax import files, joint, models, runtime, step as step_lib
-from jointrd_jax.errors import UserError, choice_error
+from jointrd_jax.errors import UserError, choice_error, whole_number
 from jointrd_jax.joint import Method
 from jointrd_jax.step import AXIS
 
@@ -398,9 +398,7 @@ def main(*_: str) -> None:
     if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
         raise UserError(f'--out: the directory of {OUT.value} does not exist')
     options = [option for option in OPTIONS.value.split(';') if option]
-    if not all(number.strip().isdigit() and int(number) > 1 for number in STEPS.value):
-        raise UserError(f'--steps_per_dispatch={",".join(STEPS.value)} must be whole numbers above 1, comma-separated')
-    steps = [int(number) for number in STEPS.value]
+    steps = [whole_number('steps_per_dispatch', number, 2, 1000) for number in STEPS.value]
     result = measure(groups, ROUNDS.value, options, steps, TRACE.value)
     peak = result['peak']
     print(

@@ -22,12 +22,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jointrd_jax import files
-from jointrd_jax.errors import UserError
+from jointrd_jax import files, hosts
+from jointrd_jax.errors import Stuck, UserError
 
 SEAL = 'SHA256SUMS'
 DIRECTORY = 'checkpoints'
 META = Path('meta') / 'metadata'
+SAVE_SECONDS, SAVE_BYTES_PER_SECOND = 300, 10e6  # a save that takes longer than both allow is stuck
 PARTIAL, REMOVING, PROBE = '.partial', '.removing', '.probe'
 OURS = re.compile(r'\d+(\.partial.*)?(\.removing)?|\.probe.*')
 
@@ -145,7 +146,7 @@ class Checkpoints:
         self.say: Callable[[str], None] = lambda message: None
         self.keep, self.scheduled = keep, scheduled
         self._writing: Future | None = None
-        self._failed = False
+        self._failed = self._stuck = False
         if keep is not None:
             ignore_orphaned_writes()
             self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -164,9 +165,11 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and all are damaged; the message names the file.
         """
-        for partial in self.directory.glob(f'*{PARTIAL}') if self.keep is not None else ():
-            if not partial.with_name(partial.name.removesuffix(PARTIAL)).exists() and damage(partial) is None:
-                self._give_name(partial)  # its process died between sealing and renaming
+        if self.keep is not None:
+            for partial in self.directory.glob(f'*{PARTIAL}') if hosts.is_first() else ():
+                if not partial.with_name(partial.name.removesuffix(PARTIAL)).exists() and damage(partial) is None:
+                    self._give_name(partial)  # its process died between sealing and renaming
+            hosts.sync('checkpoints named')
         faults = []
         for step in self.steps():
             if only_scheduled and not self.scheduled(step):
@@ -214,6 +217,7 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             require_room(self.directory, size_on_disk(items))
             args['meta'] = ocp.args.JsonSave({**meta, 'step': step})
+            self._allowed = SAVE_SECONDS + size_on_disk(items) / SAVE_BYTES_PER_SECOND
             self._orbax.save(partial, args=ocp.args.Composite(**args), force=True)
         except Exception as error:  # whatever Orbax and TensorStore raise when a file system fails them
             raise self._unwritable(step, error) from error
@@ -255,10 +259,20 @@ class Checkpoints:
 
         Raises:
           UserError: it could not be written.
+          Stuck: it has taken so long that it will never end (seen once, inside Orbax).
         """
         if self._writing is not None:
             writing, self._writing = self._writing, None
-            writing.result()
+            try:
+                writing.result(timeout=self._allowed)
+            except TimeoutError:
+                if writing.done():  # an error of the file system that is a TimeoutError itself
+                    raise
+                self._stuck = True
+                raise Stuck(
+                    f'a checkpoint in {self.directory} is not on disk after {self._allowed:.0f} s: something holds up '
+                    'that file system or this process; the same command continues'
+                ) from None
 
     def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         """The named items in the structure, types and shardings of the trees given.
@@ -287,9 +301,10 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._finisher.shutdown()
-            with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
-                self._orbax.close()
+            if not self._stuck:
+                self._finisher.shutdown()
+                with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
+                    self._orbax.close()
             if self._failed:  # writes of other files may have outlived the failed one
                 self._remove_partial('*')
 

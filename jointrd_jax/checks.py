@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -51,12 +52,21 @@ def workdir(config: ml_collections.ConfigDict, directory: Path) -> None:
     """A workdir belongs to one config; only fields that cannot change the result may differ."""
     if not (directory / runs.CONFIG).exists():
         return
-    before, now = files.read_json(directory / runs.CONFIG), config_lib.flatten(config)
-    now = json.loads(json.dumps(now))
+    before = files.read_json(directory / runs.CONFIG)
     if not isinstance(before, dict):
         raise UserError(f'{directory / runs.CONFIG} is damaged: not a config')
-    # A rollback goes to the newest scheduled checkpoint, so where these are then decides the result.
-    harmless = [name for name in HARMLESS if name != 'checkpoint.every_steps' or config.on_nan == 'stop']
+    same_config(config, before, directory)
+
+
+def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], directory: Path) -> None:
+    """The flat config that the run in `directory` began with allows only harmless differences."""
+    now = json.loads(json.dumps(config_lib.flatten(config)))
+    decisive = set()
+    if config.on_nan == 'rollback':  # it goes to the newest scheduled checkpoint
+        decisive.add('checkpoint.every_steps')
+    if config.steps_per_dispatch > 1:  # these part the steps that are taken at once, by a program with its own rounding
+        decisive |= {'checkpoint.every_steps', 'log.gradients'}
+    harmless = set(HARMLESS) - decisive
     changed = [
         f'{name}: {before.get(name)!r} there, {now.get(name)!r} now'
         for name in sorted(before.keys() | now.keys())

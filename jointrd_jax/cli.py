@@ -1,6 +1,7 @@
 """The frame of every command: flags, one clear line for what the user got wrong, the exit status."""
 
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,14 +11,26 @@ from absl import app, flags
 
 from jointrd_jax import hosts, signals
 from jointrd_jax.config import FIELDS, suggest
-from jointrd_jax.errors import Interrupted, UserError
+from jointrd_jax.errors import Interrupted, Stuck, UserError
 
 USAGE_STATUS = 2
 
 
-def fail(message: object) -> None:
-    """Say what was wrong on standard error, in one line, and end with status 2."""
+def say(message: object) -> None:
+    """What was wrong, on standard error, in one line."""
     print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the machine or an accelerator had too little."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
+    )
+
+
+def fail(message: object) -> None:
+    """Say what was wrong and end with status 2."""
+    say(message)
     hosts.leave(USAGE_STATUS)
     sys.exit(USAGE_STATUS)
 
@@ -73,11 +86,20 @@ def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
         except Interrupted as stop:
             print(stop, file=sys.stderr, flush=True)
             sys.exit(signals.STOPPED_STATUS)
+        except Stuck as error:
+            say(error)
+            signals.end(USAGE_STATUS)
         except UserError as error:
             fail(error)
         except BrokenPipeError:
             sys.exit(USAGE_STATUS)
-        except Exception:
+        except OSError as error:  # a path that cannot be looked at, a full disk under standard output
+            if error.errno is None:
+                raise
+            fail(f'{error.filename or "standard output or a file"}: {os.strerror(error.errno)}')
+        except Exception as error:
+            if out_of_memory(error):
+                fail(f'out of memory; lower config.batch_size, or set config.remat=True ({error})')
             if jax.distributed.is_initialized():
                 traceback.print_exc()
                 hosts.leave(1)

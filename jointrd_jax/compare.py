@@ -17,7 +17,6 @@ The runs of such a cell are in DIR/PROCEDURE/VARIANT/seedN. The teacher is that 
 """
 
 import io
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jointrd_jax import build, checks, cli, config as config_lib, files, runs
-from jointrd_jax.errors import NotFinite, UserError, choice_error, require
+from jointrd_jax.errors import NotFinite, UserError, choice_error, require, whole_number
 
 DIRAC = '+dirac'
 TOP1 = ('last_top1', 'best_top1')
@@ -205,7 +204,7 @@ def run(
         reporter.say(f'report: {workdir / "report.html"}')
     rows = [
         (name, *(spread(cell, which) for which in TOP1),
-         ' '.join(f'{run.get("last_top1", math.nan):.1f}' for run in cell['runs']))
+         ' '.join(f'{math.nan if run.get("last_top1") is None else run["last_top1"]:.1f}' for run in cell['runs']))
         for name, cell in result.items()
     ]  # fmt: skip
     title = f'{config.dataset.name}, seeds {",".join(map(str, seeds))}: top-1 in percent, mean ± standard deviation'
@@ -216,7 +215,7 @@ def run(
 def statistics_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     cell: dict[str, Any] = {}
     for which in TOP1:
-        values = [summary[which] for summary in summaries if which in summary]
+        values = [summary[which] for summary in summaries if summary.get(which) is not None]
         cell[f'{which}_mean'] = statistics.fmean(values) if values else None
         cell[f'{which}_std'] = (statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
     return {**cell, 'runs': summaries}
@@ -225,8 +224,8 @@ def statistics_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
 def spread(cell: dict[str, Any], which: str) -> str:
     """'98.67 ± 0.23' of the runs whose loss stayed finite (a single one has no spread), and how many did not."""
     failed = sum('not_finite' in run for run in cell['runs'])
-    if failed == len(cell['runs']):
-        return 'not finite'
+    if cell[f'{which}_mean'] is None:
+        return 'not finite' if failed == len(cell['runs']) else 'unmeasured'
     text = f'{cell[f"{which}_mean"]:.2f}' + (f' ± {cell[f"{which}_std"]:.2f}' if len(cell['runs']) - failed > 1 else '')
     return f'{text} ({failed} of {len(cell["runs"])} not finite)' if failed else text
 
@@ -264,20 +263,18 @@ def draw(workdir: Path, result: dict[str, Any]) -> None:
 
 def read_curve(path: Path) -> dict[int, float]:
     """{epoch: top-1} from a metrics file."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {line['epoch']: line['top1'] for line in lines if 'top1' in line}
+    return {line['epoch']: line['top1'] for line in runs.read_metrics(path) if 'top1' in line}
 
 
 def main() -> None:
     from jointrd_jax import runtime
 
-    if not all(seed.strip().isdigit() for seed in SEEDS.value):
-        raise UserError(f'--seeds={",".join(SEEDS.value)} must be whole numbers, comma-separated')
+    seeds = [whole_number('seeds', seed, 0, config_lib.MAX_INT) for seed in SEEDS.value]
     runtime.configure()
     run(
         CONFIG.value,
         WORKDIR.value,
-        [int(seed) for seed in SEEDS.value],
+        seeds,
         tuple(CHOSEN.value),
         parse_variants(VARIANTS.value),
         REPORT.value,

@@ -16,6 +16,10 @@ class NotFinite(UserError):
     """A loss was not finite and the run may not, or may no more, roll back; its last good checkpoint is kept."""
 
 
+class Stuck(UserError):
+    """A write that will not end holds a thread of this process: after this the process can only be ended at once."""
+
+
 class Interrupted(Exception):
     """The run was told to stop and has written a checkpoint; its text says where to continue.
 
@@ -26,6 +30,18 @@ class Interrupted(Exception):
 def choice_error(field: str, value: object, choices) -> UserError:
     """The error for a value outside its `choices`, naming all of them."""
     return UserError(f'{field}={value!r} is not one of {", ".join(map(str, choices))}')
+
+
+def whole_number(flag: str, text: str, low: int, high: int) -> int:
+    """The number that a flag was given as text.
+
+    Raises:
+      UserError: it is not a whole number from `low` to `high`.
+    """
+    text = text.strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(high)) and low <= int(text) <= high):
+        raise UserError(f'--{flag}={text[:100]!r} is not a whole number from {low} to {high}')
+    return int(text)
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -2,9 +2,46 @@
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 from jointrd_jax.errors import UserError
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int) and abs(value) < 2**31
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def is_list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(of, value))
+
+
+def is_table(value: Any) -> bool:
+    """{name: number}."""
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
+FORMS: dict[str, Callable[[Any], bool]] = {
+    'best_top1': is_number,
+    'best_epoch': is_count,
+    'last': is_table,
+    'lines': is_list(is_text),
+    'looks': is_list(is_table),
+    'rollbacks': is_list(lambda v: isinstance(v, dict) and v.keys() == {'step', 'term', 'to'}),
+    'changes': is_list(is_text),
+    'bad': is_list(is_count),
+    'images_per_second': is_number,
+    'seconds': is_number,
+}
 
 
 @dataclasses.dataclass
@@ -43,11 +80,8 @@ class History:
         """
         if not isinstance(value, dict) or value.keys() != {field.name for field in dataclasses.fields(cls)}:
             raise UserError(f'{where} does not hold the history of a run of this version')
-        for name, default in dataclasses.asdict(cls()).items():
-            of = {'lines': str, 'changes': str, 'bad': int}.get(name, dict) if isinstance(default, list) else object
-            kind = (int, float) if isinstance(default, float) else type(default)
-            entries = value[name] if isinstance(value[name], list) else ()
-            if not isinstance(value[name], kind) or not all(isinstance(entry, of) for entry in entries):
+        for name, is_fine in FORMS.items():
+            if not is_fine(value[name]):
                 raise UserError(f'{where}: {name!r} in the history of its run is damaged')
         return cls(**value)
 

@@ -22,6 +22,7 @@ DECODERS = ('grain', 'opencv-python-headless', 'pillow', 'simplejpeg')  # decide
 CODE = (
     'build', 'config', 'data', 'evaluation', 'history', 'joint', 'losses', 'models', 'plan', 'runtime', 'step', 'train',
 )  # fmt: skip
+SETTINGS = ('jax_default_prng_impl', 'jax_threefry_partitionable', 'jax_default_matmul_precision', 'jax_enable_x64')
 DEVICES = 'devices'
 DEVICE_COUNT_FLAG = '--xla_force_host_platform_device_count='  # counted in `DEVICES`
 
@@ -54,6 +55,7 @@ def provenance(dataset: Dataset) -> dict[str, str]:
     found |= {f'code of jointrd_jax.{name}': digest for name, digest in LOADED.items()}
     found[DEVICES] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     flags = os.environ.get('XLA_FLAGS', '').split()
+    found |= {f'setting {name}': str(getattr(jax.config, name)) for name in SETTINGS}
     found['XLA_FLAGS'] = ' '.join(sorted(flag for flag in flags if not flag.startswith(DEVICE_COUNT_FLAG)))
     data = {**as_config(dataset), 'train_size': dataset.train_size, 'eval_size': dataset.eval_size}
     if dataset.resident:
@@ -62,6 +64,11 @@ def provenance(dataset: Dataset) -> dict[str, str]:
             sha.update(np.ascontiguousarray(array))
         data['contents'] = sha.hexdigest()[:12]
     return found | {f'data {name}': str(value) for name, value in data.items()}
+
+
+def is_one(value: object) -> bool:
+    """Whether that is what `provenance` made."""
+    return isinstance(value, dict) and all(isinstance(state, str) for state in value.values())
 
 
 def check(config: ml_collections.ConfigDict, before: dict[str, str], now: dict[str, str], where: Path) -> list[str]:

@@ -9,6 +9,7 @@ teacher/         the run directory of the teacher, if it was trained along
 """
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from jointrd_jax.models import Network, Variables
 
 CONFIG, METRICS, SUMMARY, NOT_FINITE = 'config.json', 'metrics.jsonl', 'summary.json', 'not_finite.json'
 MEASURES = ('last_top1', 'best_top1', 'last_top5', 'teacher_top1')  # of a summary: percent, or None where unmeasured
+DETAILS = {'student_digest': str, 'devices': str, 'versions': dict, 'taps': list}  # of a summary, where it has them
 MAX_SIDE = 1 << 16  # of images
 
 
@@ -100,9 +102,32 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         or not isinstance(summary.get('procedure'), str)
         or not isinstance(summary.get('wall_seconds'), int | float)
         or not all(isinstance(summary.get(name), int | float | None) for name in MEASURES)
+        or not all(isinstance(summary.get(name, kind()), kind) for name, kind in DETAILS.items())
     ):
         raise UserError(f'{path} is damaged: not a summary; delete it and continue the run to have it written again')
     return summary
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; none while there is no such file.
+
+    Raises:
+      UserError: a line, other than a torn last one, is not {name: number} with an epoch.
+    """
+    lines = files.read_text(path).splitlines() if path.is_file() else []
+    metrics = []
+    for i, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+            if i == len(lines):
+                break
+        is_line = isinstance(line, dict) and isinstance(line.get('epoch'), int)
+        if not is_line or not all(isinstance(value, int | float) for value in line.values()):
+            raise UserError(f'{path} is damaged: line {i} is not a line of metrics')
+        metrics.append(line)
+    return metrics
 
 
 def check_data(data: Any, where: Path) -> None:

@@ -40,6 +40,7 @@ from jointrd_jax.progress import Reporter
 from jointrd_jax.step import AXIS, TrainState, put
 from jointrd_jax.teacher import Teacher
 
+LAST_CHECKPOINT = 'waiting for the last checkpoint to be on disk'
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
 
@@ -68,7 +69,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
             checks.workdir(config, workdir)  # again, now that nobody else can write there
             if hosts.is_first():
                 files.write_json(workdir / runs.CONFIG, config_lib.flatten(config))
-                (workdir / runs.NOT_FINITE).unlink(missing_ok=True)
             summary = runs.read_summary(workdir)
             hosts.sync('workdir read')
             is_new = summary is None
@@ -220,8 +220,11 @@ class Trainer:
         """State, best weights and history of a checkpoint, if they are of this run."""
         meta = checkpoints.meta(step)
         taught_by = meta.get('teacher', {})
-        if not isinstance(meta.get('provenance'), dict) or not isinstance(taught_by, dict):
+        if not provenance.is_one(meta.get('provenance')) or not all(
+            isinstance(p, dict) for p in (meta.get('config'), taught_by)
+        ):
             raise UserError(f'{checkpoints.directory} was not written by a training run, so none can continue from it')
+        checks.same_config(self.config, meta['config'], self.workdir)  # also where config.json was deleted
         history = History.from_json(meta.get('history'), checkpoints.directory / str(step))
         changes = provenance.check(self.config, meta['provenance'], self.provenance, self.workdir)
         if self.teacher and taught_by.get('digest') != self.teacher.digest:
@@ -239,7 +242,7 @@ class Trainer:
         )
         self.state = step_lib.with_items(placed, items)
         self.best, self.history = items['best'], history
-        self.history.changes += changes
+        self.history.changes += [change for change in changes if change not in self.history.changes]
         self.reporter.say(f'continuing from step {step} of {self.total_steps}')
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
@@ -248,6 +251,7 @@ class Trainer:
         )
         meta = {
             'data': as_config(self.dataset),
+            'config': config_lib.flatten(self.config),
             'history': dataclasses.asdict(history),
             'provenance': self.provenance,
         }
@@ -270,6 +274,8 @@ class Trainer:
         checkpoints.say = self.reporter.say
         try:
             self.begin(checkpoints)
+            if hosts.is_first():
+                (self.workdir / runs.NOT_FINITE).unlink(missing_ok=True)
             self.trackers = trackers.Trackers(self.config, self.workdir, int(self.state.step), self.reporter.say)
             with contextlib.closing(self.trackers), contextlib.ExitStack() as self.until_written:
                 while True:
@@ -278,11 +284,12 @@ class Trainer:
                         break
                     except Diverged as error:
                         self.roll_back(checkpoints, error)
-                checkpoints.wait()
+                with self.reporter.waiting(LAST_CHECKPOINT):
+                    checkpoints.wait()
                 summary = self.finish()
                 self.trackers.finish(summary)
         finally:
-            with self.reporter.waiting('waiting for the last checkpoint to be on disk'):
+            with self.reporter.waiting(LAST_CHECKPOINT):
                 checkpoints.close()
         return summary
 

@@ -36,7 +36,7 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from jointrd_jax import build, checkpoint, config as config_lib, files, history, runs, weights
+from jointrd_jax import build, checkpoint, config as config_lib, files, gradients, history, provenance, runs, weights
 from jointrd_jax.data import images, tfrecord
 from jointrd_jax.errors import UserError
 
@@ -188,10 +188,15 @@ class Sealed:
         config.procedure, config.model.stage_sizes, config.model.width = 'plain', (1,), 2
         about = {'dataset': 'x', 'classes': ['a', 'b'], 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.5]}
         variables = build.student(config, 2).initialise(jax.random.key(0), (8, 8, 1))
+        self.config = config
         past = dataclasses.asdict(history.History(lines=['{"epoch": 1}'], looks=[{'x': 1.0}], bad=[3]))
         files.write_json(self.run / runs.CONFIG, config_lib.flatten(config))
         checkpoints = checkpoint.Checkpoints(self.run, keep=1)
-        checkpoints.save(0, {'student': variables, 'best': variables}, {'data': about, 'history': past})
+        checkpoints.save(
+            0,
+            {'student': variables, 'best': variables},
+            {'data': about, 'history': past, 'provenance': {'devices': '1 x cpu'}},
+        )
         checkpoints.close()
         self.checkpoint = self.run / checkpoint.DIRECTORY / '0'
         self.good = {path: path.read_bytes() for path in sorted(self.checkpoint.rglob('*')) if path.is_file()}
@@ -207,7 +212,12 @@ class Sealed:
         checkpoint.seal(self.checkpoint)
         try:
             runs.load(self.run)
-            history.History.from_json(checkpoint.Checkpoints(self.run).meta(0).get('history'), self.run)
+            meta = checkpoint.Checkpoints(self.run).meta(0)
+            past = history.History.from_json(meta.get('history'), self.run)
+            gradients.Probe(self.config, 10, dict).resume(past.looks)
+            '\n'.join(past.lines).encode()
+            if provenance.is_one(meta.get('provenance')):
+                provenance.check(self.config, meta['provenance'], {'devices': '1 x cpu'}, self.run)
         finally:
             self.victim.write_bytes(self.good[self.victim])
 

@@ -59,7 +59,7 @@ def test_bad_input_is_one_line():
         (['--shapes=18'], "'18' is not DEPTH:PIXELS:BATCH"),
         (['--shapes=19:32:8'], 'resnet19'),
         (['--procedures=magic'], "'magic'"),
-        (['--steps_per_dispatch=2,x'], '--steps_per_dispatch=2,x must be whole numbers above 1'),
+        (['--steps_per_dispatch=2,x'], "--steps_per_dispatch='x' is not a whole number from 2"),
         (['--out=/nowhere/x.json'], '/nowhere/x.json'),
     ):
         done = start('-m', 'jointrd_jax.benchmark', *SMALL, *arguments)

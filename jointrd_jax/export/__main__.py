@@ -24,13 +24,10 @@ def batch_size(text: str) -> int | None:
     Raises:
       UserError: neither that nor a whole number above zero.
     """
-    from jointrd_jax.errors import UserError
+    from jointrd_jax.config import MAX_BATCH
+    from jointrd_jax.errors import whole_number
 
-    if text == 'dynamic':
-        return None
-    if not text.isdecimal() or not int(text):
-        raise UserError(f'--batch={text} is neither dynamic nor a whole number above zero')
-    return int(text)
+    return None if text == 'dynamic' else whole_number('batch', text, 1, MAX_BATCH)
 
 
 def main() -> None:

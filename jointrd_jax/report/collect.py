@@ -102,29 +102,7 @@ def read(path: Path) -> Record:
       UserError: one of its files is damaged.
     """
     config = json.loads(json.dumps(config_lib.flatten(runs.read_config(path))))
-    return Record(path, config, read_metrics(path / runs.METRICS), runs.read_summary(path), read_not_finite(path))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; none while there is no such file.
-
-    Raises:
-      UserError: a line, other than a torn last one, is not {name: number} with an epoch.
-    """
-    lines = files.read_text(path).splitlines() if path.is_file() else []
-    metrics = []
-    for i, text in enumerate(lines, 1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-            if i == len(lines):
-                break
-        is_line = isinstance(line, dict) and isinstance(line.get('epoch'), int)
-        if not is_line or not all(isinstance(value, int | float) for value in line.values()):
-            raise UserError(f'{path} is damaged: line {i} is not a line of metrics')
-        metrics.append(line)
-    return metrics
+    return Record(path, config, runs.read_metrics(path / runs.METRICS), runs.read_summary(path), read_not_finite(path))
 
 
 def read_not_finite(path: Path) -> dict[str, Any] | None:
