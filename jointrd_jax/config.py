@@ -87,7 +87,9 @@ FIELDS: dict[str, Field] = {
     'batch_norm': Field('local', *one_of('local', 'global'), 'statistics per device, or over the global batch'),
     'dtype': Field('float32', *one_of('float32', 'bfloat16'), 'of computation; parameters and statistics are float32'),
     'steps_per_dispatch': Field(
-        1, *between(1, 50), 'steps taken by one call of the device; more can pay on an accelerator, never on a CPU'
+        1, *between(1, 50),
+        'training steps per call to the device: more can be faster on an accelerator, is slower on a CPU; '
+        'the result differs in rounding',
     ),
     'remat': Field(False, *YES_NO, 'compute blocks anew in the backward pass: less memory, more time'),
     'label_smoothing': Field(0.0, *between(0, 0.999), 'share of the target spread over all classes'),
