@@ -351,7 +351,8 @@ def measure(
     Args:
       groups: tasks that are compared with one another.
       rounds: how many times they alternate.
-      options, steps: see `variants`.
+      options: compiler options; each task is timed with each of them too (see `variants`).
+      steps: numbers of steps at once; each training task is timed with each of them too.
       trace: see the flag.
     """
     devices = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))

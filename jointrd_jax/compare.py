@@ -159,7 +159,8 @@ def run(
     Args:
       config: the recipe.
       workdir: where the runs are kept.
-      seeds, procedures: the cells; `+dirac` makes a procedure's student Dirac-parametrised.
+      seeds: each procedure is run with each of them.
+      procedures: the cells; `+dirac` makes a procedure's student Dirac-parametrised.
       variants: {name: {field: value}}; given, every procedure is run with each list of overrides.
       with_report: also write WORKDIR/report.html.
 

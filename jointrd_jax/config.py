@@ -81,18 +81,22 @@ FIELDS: dict[str, Field] = {
     'seed': Field(0, *at_least(0), 'of initialisation, shuffling and augmentation'),
     'epochs': Field(60, *at_least(1, 10**6), 'length of the run'),
     'batch_size': Field(32, *at_least(1, MAX_BATCH), 'images per step over all devices and hosts'),
-    'eval_batch_size': Field(256, *at_least(1, MAX_BATCH), 'in evaluation; padded: any number of images counts'),
+    'eval_batch_size': Field(
+        256, *at_least(1, MAX_BATCH), 'images per evaluation step; the last batch is padded, so every image counts'
+    ),
     'eval_every': Field(1, *at_least(1), 'epochs between evaluations; the last epoch is always evaluated'),
     'eval_hybrids': Field(False, *YES_NO, 'also evaluate each mixed path (the student early, the teacher later)'),
     'batch_norm': Field('local', *one_of('local', 'global'), 'statistics per device, or over the global batch'),
     'dtype': Field('float32', *one_of('float32', 'bfloat16'), 'of computation; parameters and statistics are float32'),
     'steps_per_dispatch': Field(
-        1, *between(1, 50), 'steps taken by one call of the device; more can pay on an accelerator, never on a CPU'
+        1, *between(1, 50),
+        'training steps per call to the device: more can be faster on an accelerator, is slower on a CPU; '
+        'the result differs in rounding',
     ),
     'remat': Field(False, *YES_NO, 'compute blocks anew in the backward pass: less memory, more time'),
     'label_smoothing': Field(0.0, *between(0, 0.999), 'share of the target spread over all classes'),
     'restore': Field('', *ANY_TEXT, 'run directory whose student gives the initial weights'),
-    'restore_head': Field('keep', *one_of('keep', 'new'), 'new: all of them but the classifier, for other classes'),
+    'restore_head': Field('keep', *one_of('keep', 'new'), 'new: restore everything except the classifier'),
     'model.depth': Field(34, *one_of(*STAGE_SIZES), 'of a standard network; unused when stage_sizes is given'),
     'model.stage_sizes': Field((), *SIZES, 'blocks per stage, such as 8,8,8,8; (): the standard of `depth`'),
     'model.block': Field('auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, else basic'),
@@ -119,7 +123,7 @@ FIELDS: dict[str, Field] = {
     'distill.weight': Field(0.0, *at_least(0), 'w of margin distillation; about 1e-3 at 32x32, 1e-4 at 224x224'),
     'distill.alpha': Field(0.9, *between(0, 1), 'share of the KL term in logit_kd and resnet_kd'),
     'distill.temperature': Field(4.0, *POSITIVE, 'T of the KL term'),
-    'optimizer.learning_rate': Field(0.1, *POSITIVE, 'its highest value'),
+    'optimizer.learning_rate': Field(0.1, *POSITIVE, 'peak learning rate'),
     'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'every', 'constant'), 'how it falls'),
     'optimizer.warmup_epochs': Field(0.0, *EPOCHS, 'linear warm-up from 0, before the schedule'),
     'optimizer.drop_epochs': Field(
@@ -146,7 +150,9 @@ FIELDS: dict[str, Field] = {
     'dataset.workers': Field(
         -1, *at_least(-1, 1024), 'input processes per host; -1: one per core, at most 32; 0: none'
     ),
-    'dataset.on_bad_image': Field('fail', *one_of('fail', 'skip'), 'stop at a bad streamed image, or count it'),
+    'dataset.on_bad_image': Field(
+        'fail', *one_of('fail', 'skip'), 'fail: stop at an unreadable streamed image; skip: use another and count it'
+    ),
     'dataset.eval_fraction': Field(
         0.1, *between(0, 0.999), 'folder without train/ and val/: share of each class that is evaluated on'
     ),

@@ -1,4 +1,4 @@
-"""What a run has shown so far, kept in its checkpoints: whoever continues it knows all that came before."""
+"""Results of a run so far, stored in its checkpoints so that a continued run has them."""
 
 import dataclasses
 import json
@@ -49,7 +49,8 @@ class History:
     """The results of a run up to a step.
 
     Attributes:
-      best_top1, best_epoch: the best evaluation, percent, and its epoch (0: none yet).
+      best_top1: of the best evaluation, percent (-1: none yet).
+      best_epoch: the epoch of the best evaluation (0: none yet).
       last: {'step'} of the last finished epoch, with its accuracies.
       lines: of metrics.jsonl, as text.
       looks: measurements of gradients in the epoch under way (see `gradients.Probe`).

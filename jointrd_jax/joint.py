@@ -121,11 +121,14 @@ def joint_loss(
     """L for one batch, its named terms, and the running statistics after the forward pass.
 
     Args:
-      params, stats: {'student': ..., 'connectors': ...}; the latter only if `distill_weight` > 0.
-      images, labels: [B, H, W, C] normalised, [B] integers.
+      params: trained parameters, {'student': ..., 'connectors': ...}; the latter only if `distill_weight` > 0.
+      stats: running statistics, with the same keys.
+      images: [B, H, W, C], normalised.
+      labels: [B] integers.
       mix: m(t).
       teacher: R's variables; constants, no gradient is computed for them.
-      teacher_logits, teacher_features: R(x) and f_R where the method reads them.
+      teacher_logits: R(x), where the method reads it.
+      teacher_features: f_R, where the method reads it.
       margin: [C] per-channel margin of D, from `losses.margins`.
       num_paths: divisor of `average_paths` where it is not the method's own.
     """

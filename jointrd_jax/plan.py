@@ -14,7 +14,7 @@ from jointrd_jax.teacher import Teacher
 
 
 class Plan(NamedTuple):
-    """A run that nothing is known to be wrong with.
+    """A run that passed all checks.
 
     `teacher` is the frozen one that the config names; None if none is needed or it is to be trained first.
     """

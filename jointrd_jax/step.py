@@ -31,7 +31,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: steps taken.
-      params, stats: {'student': ..., 'connectors': ...}: trained parameters, running statistics.
+      params: trained parameters, {'student': ..., 'connectors': ...}.
+      stats: running statistics, with the same keys.
       opt_state: of the optimiser over `params`.
       teacher: {'variables', 'margin', 'opt_state'} while the teacher trains too, else None; a frozen
         teacher is an argument of the step, {'variables', 'margin'}.

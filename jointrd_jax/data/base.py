@@ -26,8 +26,10 @@ class Dataset(abc.ABC):
       name: the dataset's name with its version where it has one.
       classes: class names in label order.
       image_shape: (H, W, C) as the network sees it.
-      train_size, eval_size: images in the two splits.
-      mean, std: per channel, of images scaled to 0..1; the network's input is (x / 255 - mean) / std.
+      train_size: images in the training split.
+      eval_size: images in the evaluation split.
+      mean: per channel, of images scaled to 0..1.
+      std: the same; the network's input is (x / 255 - mean) / std.
       bad: the numbers of the bad images passed over so far on this host (dataset.on_bad_image=skip).
       resident: arrays to keep on every device, given back to `fetch`; {} when streaming.
     """
@@ -95,8 +97,12 @@ class InMemory(Dataset):
     """A dataset small enough to keep whole on the device as uint8; host batches are indices.
 
     Args:
-      train, evaluation: (images [N, H, W, C] uint8, labels [N]); evaluation may be None where
-        config.dataset.validation_size holds out training images.
+      name: the dataset's name with its version where it has one.
+      classes: class names in label order.
+      train: (images [N, H, W, C] uint8, labels [N]).
+      evaluation: the same; may be None where config.dataset.validation_size holds out training images.
+      mean: per channel, of images scaled to 0..1.
+      std: the same.
       config: the run's config (seed, batch sizes, augmentation).
     """
 

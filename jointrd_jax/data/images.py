@@ -32,7 +32,8 @@ class Encoded:
       data: the file's bytes.
 
     Attributes:
-      height, width: in pixels.
+      height: in pixels.
+      width: in pixels.
 
     Raises:
       BadImage: not an image, larger than MAX_PIXELS, or of pixels that do not fit 8 bits.

@@ -70,7 +70,8 @@ class Examples(Source):
 
     Args:
       records: `TFRecordFiles` or `ArrayRecordFiles`.
-      image, label: the names of the two features.
+      image: the name of the feature that holds the image.
+      label: the name of the feature that holds the label.
       field: the one of config.dataset that chooses the split, for messages.
     """
 

@@ -161,8 +161,8 @@ class Streaming(Dataset):
 
     Args:
       name: with the version where there is one.
-      train, evaluation: the sources of the two splits (the same one where they are parts of it).
-      train_indices, eval_indices: which of their images.
+      train: the source of the training split.
+      evaluation: that of the evaluation split; may be None where config.dataset.validation_size holds out images.
       config: the run's config.
     """
 
