@@ -54,6 +54,9 @@ def repeated_list(argv: Sequence[str]) -> str | None:
 
 
 def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
+    for arg in argv[1:]:
+        if not arg.isascii() and any(0xD800 <= ord(char) < 0xE000 for char in arg):
+            fail(f'the argument {arg!a} is not UTF-8')
     repeated = repeated_list(argv[1:])
     if repeated:
         fail(f'--config.{repeated} is given more than once; give it once, as in --config.{repeated}=1,2')
@@ -65,6 +68,8 @@ def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
         fail(error)
     except Exception as error:  # config files are the user's code: anything can be raised there
         fail(explain(error, argv[1:]))
+    if 'workdir' in flags.FLAGS and flags.FLAGS['workdir'].value == '':
+        fail('--workdir is empty; name a directory')
     if len(rest) > 1 + len(positional) and not (positional and positional[-1].endswith('...')):
         fail(f'unexpected argument {rest[1 + len(positional)]!r}; options start with --')
     if len(rest) < 1 + len(positional):

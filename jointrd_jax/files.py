@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jointrd_jax import signals
 from jointrd_jax.errors import UserError
 
 MAX_TEXT = 64 << 20  # bytes; far beyond any text file of ours, small enough to read whole
@@ -138,9 +139,10 @@ def appearing(directory: Path) -> Iterator[Path]:
     check_new(directory)
     temporary = directory.with_name(f'.{directory.name}.{os.getpid()}.tmp')
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, directory)
+        with signals.removed_if_ended(temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, directory)
     except OSError as error:
         raise UserError(f'cannot write {directory}: {error.strerror or error}') from error
     finally:

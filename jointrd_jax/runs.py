@@ -8,6 +8,7 @@ checkpoints/     see `checkpoint`
 teacher/         the run directory of the teacher, if it was trained along
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -200,12 +201,8 @@ def save(
     Raises:
       UserError: `path` holds something already.
     """
-    path = Path(path)
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f'{path} exists and is not empty; choose another directory')
-    with files.owned(path):
-        files.write_json(path / CONFIG, config_lib.flatten(config))
-        checkpoints = Checkpoints(path, keep=1)
-        checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data})
-        checkpoints.close()
-        files.write_json(path / SUMMARY, summary)
+    with files.appearing(Path(path)) as temporary:
+        files.write_json(temporary / CONFIG, config_lib.flatten(config))
+        with contextlib.closing(Checkpoints(temporary, keep=1)) as checkpoints:
+            checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data})
+        files.write_json(temporary / SUMMARY, summary)

@@ -13,15 +13,18 @@ is inside a long call such as a compilation, where Python's own handlers would w
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 STOPPED_STATUS = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _received: list[int] = []
+_temporary: set[Path] = set()
 _at_stake = False
 
 
@@ -94,8 +97,20 @@ def _end_now(status: int, message: str) -> None:
     end(status)
 
 
+@contextlib.contextmanager
+def removed_if_ended(directory: Path) -> Iterator[None]:
+    """Where a process that `end`s in the body takes the temporary `directory` with it."""
+    _temporary.add(directory)
+    try:
+        yield
+    finally:
+        _temporary.discard(directory)
+
+
 def end(status: int) -> None:
     """End this process at once, without what Python and JAX do at exit."""
+    for directory in list(_temporary):
+        shutil.rmtree(directory, ignore_errors=True)
     for child in multiprocessing.active_children():  # data workers would wait for work for ever
         child.kill()
     if sys.stdout.isatty():

@@ -75,12 +75,19 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
             if is_new:
                 summary = Trainer(config, workdir, plan, reporter).train()
             else:
+                forget_fault(workdir)
                 reporter.say(f'{workdir} is finished already')
     finally:
         plan.dataset.close()
     if is_new or not reporter.nested:
         report(summary, reporter)
     return summary
+
+
+def forget_fault(workdir: Path) -> None:
+    """A run that goes on did not end by the loss that its not_finite.json names."""
+    if hosts.is_first():
+        (workdir / runs.NOT_FINITE).unlink(missing_ok=True)
 
 
 def report(summary: dict[str, Any], reporter: Reporter) -> None:
@@ -274,8 +281,7 @@ class Trainer:
         checkpoints.say = self.reporter.say
         try:
             self.begin(checkpoints)
-            if hosts.is_first():
-                (self.workdir / runs.NOT_FINITE).unlink(missing_ok=True)
+            forget_fault(self.workdir)
             self.trackers = trackers.Trackers(self.config, self.workdir, int(self.state.step), self.reporter.say)
             with contextlib.closing(self.trackers), contextlib.ExitStack() as self.until_written:
                 while True:

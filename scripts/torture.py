@@ -6,7 +6,8 @@
 Each round trains one procedure of configs/digits.py, shrunk, in a fresh directory: its processes get
 SIGKILL (a third of them while a checkpoint is being written) or SIGTERM, and are started again by the
 same command until one ends by itself. Then the digest of the student, every line of metrics.jsonl
-but for its wall-time field, and the best checkpoint must be those of a run that nobody touched.
+but for its wall-time field, and the best checkpoint must be those of a run that nobody touched. Beside procedures
+there are two forms of `plain`: 'grouped' takes three steps at once, 'streamed' reads files by a worker process.
 Prints a line per fault and a JSON summary; exit status 1 if anything differs.
 """
 
@@ -30,15 +31,39 @@ SMALL = (
     '--config.epochs=4',
     '--config.checkpoint.every_steps=13',
 )
+# Forms of a run beside the procedures: several steps at once, and images that are streamed by worker processes.
+FORMS = {
+    'grouped': ('--config.procedure=plain', '--config.steps_per_dispatch=3'),
+    'streamed': ('--config.procedure=plain', '--config.dataset.name=folder', '--config.dataset.image_size=8',
+                 '--config.dataset.resize=8', '--config.dataset.workers=1', '--config.batch_size=16'),
+}  # fmt: skip
 STOP_SECONDS = 20  # a SIGTERM is answered within this, on a loaded machine
 WALL_FIELDS = ('images_per_second',)
+
+
+def digits_as_files(directory: Path) -> Path:
+    """320 of the digits as PNG files, DIRECTORY/CLASS/N.png."""
+    if not directory.is_dir():
+        import cv2
+
+        from jointrd_jax.data import digits
+
+        images, labels = digits.read()
+        for number, (image, label) in enumerate(zip(images[:320], labels)):
+            path = directory / str(label) / f'{number}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), image * 15)
+    return directory
 
 
 def start(workdir: Path, procedure: str) -> subprocess.Popen:
     """A training process as a user starts it."""
     command = [sys.executable, '-m', 'jointrd_jax.main', '--config', 'configs/digits.py', '--workdir', str(workdir)]
+    form = FORMS.get(procedure, (f'--config.procedure={procedure}',))
+    if procedure == 'streamed':
+        form = (*form, f'--config.dataset.data_dir={digits_as_files(workdir.parent / "images")}')
     return subprocess.Popen(
-        [*command, *SMALL, f'--config.procedure={procedure}'],
+        [*command, *SMALL, *form],
         cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -145,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=30)
     parser.add_argument('--stops', type=int, default=0)
-    parser.add_argument('--procedures', default='plain,jointrd,jointrd_scratch')
+    parser.add_argument('--procedures', default='plain,jointrd,jointrd_scratch,grouped,streamed')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     os.environ['JAX_PLATFORMS'] = 'cpu'

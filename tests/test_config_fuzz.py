@@ -16,7 +16,7 @@ from faults import LONG
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-from jointrd_jax import build, cli, config as config_lib, plan, step as step_lib
+from jointrd_jax import build, cli, config as config_lib, plan, step as step_lib, trackers
 from jointrd_jax.data import digits
 from jointrd_jax.errors import UserError
 
@@ -70,7 +70,8 @@ def changes(draw) -> dict:
 
 @pytest.fixture(autouse=True, scope='module')
 def digits_once():
-    """The real images, read once: the fuzz is of the config."""
+    """The real images, read once, and optional packages, imported once: the fuzz is of the config."""
+    trackers.check(shipped_config('digits', log__tensorboard=1, log__tracker='wandb'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, 'read', functools.cache(digits.read))
         yield
@@ -192,6 +193,10 @@ def test_any_command_line(tmp_path_factory, given):
         ('--config.mix.tap=3', "the config has no field 'mix.tap'; did you mean mix.taps"),
         ('--config.seed=one', 'seed'),
         ('--workdir', 'workdir'),
+        ('--workdir=', '--workdir is empty'),
+        (f'--workdir=/tmp/{"a" * 300}', 'File name too long'),
+        (f'--config.teacher.path=/tmp/{"a" * 300}', 'File name too long'),
+        ('--config.restore=\udcff', "'--config.restore=\\udcff' is not UTF-8"),
     ],
 )
 def test_real_commands(argument, message, tmp_path):

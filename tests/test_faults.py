@@ -156,6 +156,49 @@ with signals.handled():
     assert runs.read_summary(tmp_path / 'run') and Checkpoints(tmp_path / 'run').newest_intact() == 40
 
 
+def test_a_save_that_never_ends_ends_the_process(tmp_path):
+    """In bounded time, with one line, though its threads cannot be joined; the same command continues."""
+    script = f"""
+import sys, time
+sys.path.insert(0, 'tests')
+from faults import small_config
+from jointrd_jax import checkpoint, cli, train
+seal = checkpoint.seal
+checkpoint.seal = lambda directory: time.sleep(1000) if directory.name.startswith('24.') else seal(directory)
+checkpoint.SAVE_SECONDS = 5
+cli.run(lambda: train.run(small_config(), {str(tmp_path / 'run')!r}))
+"""
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=BOUND)
+    assert done.returncode == 2 and re.fullmatch(
+        r'error: a checkpoint in .* is not on disk after \d+ s: .*; the same command continues\n', done.stderr
+    ), done.stderr
+    train.run(small_config(), tmp_path / 'run')
+
+
+def test_a_signal_takes_what_is_half_made_with_it(tmp_path):
+    script = f"""
+import os, signal, time
+from pathlib import Path
+from jointrd_jax import files, signals
+with signals.handled(), files.appearing(Path({str(tmp_path / 'export')!r})) as temporary:
+    (temporary / 'network.onnx').write_text('half')
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)
+"""
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=BOUND)
+    assert done.returncode == 75, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_of_memory_is_one_line():
+    script = (
+        'import jax.numpy as jnp; from jointrd_jax import cli; cli.run(lambda: jnp.zeros(2**46).block_until_ready())'
+    )
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=BOUND)
+    assert done.returncode == 2 and done.stderr.startswith('error: out of memory; lower config.batch_size'), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 # kill -9.
 
 
@@ -305,6 +348,9 @@ def test_hostile_checkpoints(stopped, tmp_path, hostile):
     [
         *({name: value} for name, value in (('history', None), ('history', {}), ('provenance', []), ('teacher', 'x'))),
         *({'history': {name: value}} for name, value in (('lines', [3]), ('looks', ['x']), ('bad', 1), ('last', []))),
+        *({'history': {name: value}} for name, value in (('lines', ['\ud800']), ('looks', [{'a': 'x'}]))),
+        {'history': {'seconds': float('inf')}},
+        {'provenance': {'devices': 1}},
     ],
     ids=str,
 )

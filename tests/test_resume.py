@@ -127,6 +127,21 @@ def test_harmless_changes_are_allowed(tmp_path, quiet):
     assert outcome(tmp_path / 'run') == outcome(tmp_path / 'undisturbed')
 
 
+def test_what_parts_the_steps_taken_at_once_is_not_harmless(tmp_path, quiet):
+    stop(small_config(steps_per_dispatch=3), tmp_path / 'run', Stopping(3))
+    for field, value in (('checkpoint.every_steps', 7), ('log.gradients', 1), ('steps_per_dispatch', 1)):
+        config = small_config(**{'steps_per_dispatch': 3, field.replace('.', '__'): value})
+        with pytest.raises(errors.UserError, match=f'another config .*{field}: '):
+            train.run(config, tmp_path / 'run', quiet)
+
+
+def test_another_config_is_refused_without_config_json_too(tmp_path, quiet):
+    stop(small_config(), tmp_path / 'run', Stopping(20))
+    (tmp_path / 'run' / runs.CONFIG).unlink()
+    with pytest.raises(errors.UserError, match='another config .*seed: 0 there, 5 now'):
+        train.run(small_config(seed=5), tmp_path / 'run', quiet)
+
+
 def test_changed_data_is_refused(tmp_path, quiet, monkeypatch):
     """One pixel of one image."""
     stop(small_config(), tmp_path / 'run', Stopping(20))

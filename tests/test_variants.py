@@ -3,6 +3,8 @@
 import json
 import re
 import resource
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, shipped_config, tiny_config
@@ -122,3 +124,23 @@ def test_ablation(tmp_path, watched_run):
     assert 'jointrd eta=0<' in page and 'jointrd taps=2<' in page
     again = compare.run(config, tmp_path, [0], ('jointrd',), variants)
     assert again == result
+
+
+def test_a_cell_without_a_result_is_no_crash(tmp_path):
+    """A run whose accuracy is not known, and a metrics file that was torn or is gone."""
+    cell = compare.statistics_of([{'last_top1': None, 'best_top1': 90.0}])
+    assert compare.spread(cell, 'last_top1') == 'unmeasured' and compare.spread(cell, 'best_top1') == '90.00'
+    path = tmp_path / 'metrics.jsonl'
+    assert compare.read_curve(path) == {}
+    path.write_text('{"epoch": 1, "top1": 50.0}\n{"epoch": 2, "to')
+    assert compare.read_curve(path) == {1: 50.0}
+
+
+@pytest.mark.parametrize('seeds', ['²', '9' * 5000, '-1', ''])
+def test_seeds_are_whole_numbers(seeds, tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'jointrd_jax.compare', '--config=configs/digits.py', f'--workdir={tmp_path / "x"}',
+         f'--seeds={seeds}'],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith('error: ') and len(done.stderr.splitlines()) == 1

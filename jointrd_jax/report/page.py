@@ -33,6 +33,8 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
       UserError: a path without runs, a damaged file of a run, jinja2 missing, or `out` cannot be written.
     """
     jinja2 = require('jinja2', 'report')
+    if not Path(out).name:
+        raise UserError(f'--out={str(out)!r} names no file')
     records = collect.find(paths)
     variants = collect.variants(records)
     left_out = collect.left_out(records, variants)
