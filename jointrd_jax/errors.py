@@ -32,15 +32,16 @@ def choice_error(field: str, value: object, choices) -> UserError:
     return UserError(f'{field}={value!r} is not one of {", ".join(map(str, choices))}')
 
 
-def whole_number(flag: str, text: str, low: int, high: int) -> int:
-    """The number that a flag was given as text.
+def whole_number(flag: str, text: str, low: int, high: int, other: str = '') -> int:
+    """The number that a flag was given as text; `other` is a word that it could be instead.
 
     Raises:
       UserError: it is not a whole number from `low` to `high`.
     """
     text = text.strip()
     if not (text.isascii() and text.isdecimal() and len(text) <= len(str(high)) and low <= int(text) <= high):
-        raise UserError(f'--{flag}={text[:100]!r} is not a whole number from {low} to {high}')
+        nor = f'neither {other} nor' if other else 'not'
+        raise UserError(f'--{flag}={text[:100]!r} is {nor} a whole number from {low} to {high}')
     return int(text)
 
 

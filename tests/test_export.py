@@ -225,4 +225,4 @@ def test_the_command(run, tmp_path):
     assert 'network.safetensors: top-1' in done.stdout
     done = subprocess.run([*command, '--batch=none', f'--out={tmp_path / "other"}'], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count('\n')) == (2, 1)
-    assert '--batch=none is neither dynamic nor' in done.stderr
+    assert "--batch='none' is neither dynamic nor" in done.stderr

@@ -27,7 +27,7 @@ def batch_size(text: str) -> int | None:
     from jointrd_jax.config import MAX_BATCH
     from jointrd_jax.errors import whole_number
 
-    return None if text == 'dynamic' else whole_number('batch', text, 1, MAX_BATCH)
+    return None if text == 'dynamic' else whole_number('batch', text, 1, MAX_BATCH, 'dynamic')
 
 
 def main() -> None:
