@@ -52,7 +52,7 @@ def digits_as_files(directory: Path) -> Path:
         for number, (image, label) in enumerate(zip(images[:320], labels)):
             path = directory / str(label) / f'{number}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), image * 15)
+            cv2.imwrite(str(path), (image * 15).astype('uint8'))
     return directory
 
 
