@@ -18,7 +18,8 @@ def is_count(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable()
+    """What can be written to a file."""
+    return isinstance(value, str) and not any('\ud800' <= char <= '\udfff' for char in value)
 
 
 def is_list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -26,8 +27,8 @@ def is_list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def is_table(value: Any) -> bool:
-    """{name: number}."""
-    return isinstance(value, dict) and all(map(is_number, value.values()))
+    """{name: number}, not all of which need be finite: the norm of an exploding gradient is not."""
+    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
 
 
 FORMS: dict[str, Callable[[Any], bool]] = {

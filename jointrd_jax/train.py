@@ -230,7 +230,9 @@ class Trainer:
         if not provenance.is_one(meta.get('provenance')) or not all(
             isinstance(p, dict) for p in (meta.get('config'), taught_by)
         ):
-            raise UserError(f'{checkpoints.directory} was not written by a training run, so none can continue from it')
+            raise UserError(
+                f'{checkpoints.directory} was not written by a training run of this version: none can continue from it'
+            )
         checks.same_config(self.config, meta['config'], self.workdir)  # also where config.json was deleted
         history = History.from_json(meta.get('history'), checkpoints.directory / str(step))
         changes = provenance.check(self.config, meta['provenance'], self.provenance, self.workdir)

@@ -1,5 +1,6 @@
 """An interrupted run ends as an undisturbed one: the same weights, metrics lines and best checkpoint."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from conftest import QUICK_FLAGS, ROOT
 from faults import LONG, Stopping, outcome, run_with_stops, small_config, stop
 
-from jointrd_jax import errors, files, runs, train
+from jointrd_jax import errors, files, history, runs, train
 from jointrd_jax.checkpoint import Checkpoints
 from jointrd_jax.data import digits
 
@@ -140,6 +141,15 @@ def test_another_config_is_refused_without_config_json_too(tmp_path, quiet):
     (tmp_path / 'run' / runs.CONFIG).unlink()
     with pytest.raises(errors.UserError, match='another config .*seed: 0 there, 5 now'):
         train.run(small_config(seed=5), tmp_path / 'run', quiet)
+
+
+def test_what_a_run_can_have_seen_is_a_history():
+    seen = history.History(
+        last={'step': 40, 'top1': 9.5}, lines=['{"epoch": 1}'], looks=[{'gradient/stem/student': float('inf')}],
+        rollbacks=[{'step': 3, 'term': 'loss', 'to': 0}], changes=['data classes: ("\u200b",) then'], bad=[7],
+    )  # fmt: skip
+    kept = json.loads(json.dumps(dataclasses.asdict(seen)))
+    assert history.History.from_json(kept, 'here') == seen
 
 
 def test_changed_data_is_refused(tmp_path, quiet, monkeypatch):
