@@ -12,7 +12,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from jointrd_jax import models
+from jointrd_jax.method import networks
 
 BATCH, ROUNDS, ROUND_SECONDS = 32, 15, 0.05
 MAPS = [
@@ -32,11 +32,11 @@ def loss(as_matrix: bool):
     """A compiled forward and backward pass by the convolution's matrix or by XLA's convolution."""
 
     def function(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        models.as_matrix, kept = lambda *_: as_matrix, models.as_matrix
+        networks.as_matrix, kept = lambda *_: as_matrix, networks.as_matrix
         try:
-            return jnp.square(models.convolve(x, kernel, 1)).sum()
+            return jnp.square(networks.convolve(x, kernel, 1)).sum()
         finally:
-            models.as_matrix = kept
+            networks.as_matrix = kept
 
     return jax.jit(jax.grad(function, argnums=(0, 1)))
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tests' / 'data'))
-import real_data
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.support import real_data
 
 IMAGES, BATCH, STEPS, ROUNDS = 400, 128, 8, 5
 

@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 # The command itself, but for a reporter that ends the process after its first step.
 PROGRAM = """
 import os, sys
-from jointrd_jax import main, cli, progress
+from jointrd_jax import cli
+from jointrd_jax.train import progress
 progress.Reporter.step = lambda self, step: os._exit(0)
-sys.argv = ['main', '--config=configs/digits.py', '--workdir=' + sys.argv[1]]
-cli.run(main.main)
+cli.run('train', ['--config=configs/digits.py', '--workdir=' + sys.argv[1]])
 """
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tests' / 'data'))
-import real_data
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from jointrd_jax.data.sources import ArrayRecordFiles
 from jointrd_jax.data.tfrecord import TFRecordFiles, scan
+from tests.support import real_data
 
 RECORDS, SIZE, ROUNDS = 2000, 100_000, 7
 

@@ -7,9 +7,11 @@ torch.compile, channels_last and on a GPU bfloat16 autocast with CUDA graphs. Op
 `python -m jointrd_jax.benchmark`; a GPU needs XLA_PYTHON_CLIENT_PREALLOCATE=false, so that both find memory.
 """
 
+import importlib
 import itertools
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -18,10 +20,10 @@ os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 import jax
 import torch
 import torch.nn.functional as F
-from absl import app, flags
 from torch import nn
 
-from jointrd_jax import benchmark, files
+from jointrd_jax import benchmark, cli
+from jointrd_jax.system import files
 
 FORMS = ('eager', 'best')
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'feature_kd')  # whose work is written here
@@ -171,23 +173,23 @@ class Stepper:
     round = benchmark.Stepper.round
 
 
-def main(*_) -> None:
+def main(argv: list[str]) -> None:
+    module = importlib.import_module('jointrd_jax.commands.benchmark')
+    given, _ = cli.parse('benchmark', module, ['--procedures=plain,jointrd', *argv])
     jax.config.update('jax_enable_compilation_cache', False)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True  # the fastest kernel for each shape
-    procedures = benchmark.PROCEDURE_LIST.value.split(',')
-    if other := set(procedures) - set(PROCEDURES):
-        raise app.UsageError(f'--procedures={",".join(sorted(other))}: in PyTorch there are {", ".join(PROCEDURES)}')
-    shapes = benchmark.SHAPES.value or (
-        benchmark.CPU_SHAPES if jax.default_backend() == 'cpu' else benchmark.GPU_SHAPES
-    )
+    if other := set(given.procedures) - set(PROCEDURES):
+        cli.fail(f'--procedures={",".join(sorted(other))}: in PyTorch there are {", ".join(PROCEDURES)}')
+    settings = benchmark.Settings(given.width, given.dtype, given.distill_weight, given.remat)
+    shapes = given.shapes or benchmark.default_shapes()
     devices = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
     rows = []
     for shape in shapes.split(','):
-        for task in benchmark.synthetic_tasks(shape, procedures):
+        for task in benchmark.synthetic_tasks(shape, given.procedures, settings):
             steppers = [benchmark.Stepper(task, devices), *(Stepper(task, form) for form in FORMS)]
             steppers[0].row['form'] = 'ours'
-            for _, stepper in itertools.product(range(benchmark.ROUNDS.value), steppers):
+            for _, stepper in itertools.product(range(given.rounds), steppers):
                 stepper.round()
             for stepper in steppers:
                 pairs = zip(steppers[0].seconds, stepper.seconds)
@@ -201,10 +203,9 @@ def main(*_) -> None:
                                                     'images_per_second', 'time_to_ours')}, flush=True)  # fmt: skip
     versions = {'jax': jax.__version__, 'torch': torch.__version__}
     result = {'device': jax.devices()[0].device_kind, 'versions': versions, 'rows': rows}
-    if benchmark.OUT.value:
-        files.write_json(Path(benchmark.OUT.value), result)
+    if given.out:
+        files.write_json(Path(given.out), result)
 
 
 if __name__ == '__main__':
-    flags.FLAGS['procedures'].value = 'plain,jointrd'
-    app.run(main)
+    main(sys.argv[1:])

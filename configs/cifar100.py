@@ -6,14 +6,10 @@ Hardware  one GPU; time unmeasured
 Accuracy  unmeasured
 """
 
-import importlib.util
-from pathlib import Path
+from jointrd_jax.configs import cifar10
 
 
 def get_config():
-    spec = importlib.util.spec_from_file_location('cifar10', Path(__file__).with_name('cifar10.py'))
-    cifar10 = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cifar10)
     config = cifar10.get_config()
     config.dataset.name = 'cifar100'
     return config

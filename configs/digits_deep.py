@@ -8,14 +8,10 @@ Hardware  two CPU cores; README's table has the accuracies as measured. With oth
           took 1 (plain) to 2.5 minutes (JointRD and Dirac), of 130 layers 3 to 5
 """
 
-import importlib.util
-from pathlib import Path
+from jointrd_jax.configs import digits
 
 
 def get_config():
-    spec = importlib.util.spec_from_file_location('digits', Path(__file__).with_name('digits.py'))
-    digits = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(digits)
     config = digits.get_config()
     config.epochs = 80
     config.model.stage_sizes = (8, 8, 8, 8)

@@ -14,9 +14,9 @@ from jointrd_jax import config as base
 def get_config(run: str = ''):
     config = base.default()
     if run:
-        from jointrd_jax import runs
+        from jointrd_jax.runs import run_directory
 
-        trained = runs.read_config(run)
+        trained = run_directory.read_config(run)
         config.model.update(trained.model)
         config.procedure = 'resnet' if trained.procedure in base.TRAINS_RESNET else 'plain'
     else:

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jointrd_jax import config as config_lib, data, joint
-from jointrd_jax.joint import Method, Networks
-from jointrd_jax.models import Outputs
+from jointrd_jax import config as config_lib, data
+from jointrd_jax.method import joint
+from jointrd_jax.method.joint import Method, Networks
+from jointrd_jax.method.networks import Outputs
 
 BATCH = 64
 TAPS = (2, 4)

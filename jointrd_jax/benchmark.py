@@ -1,11 +1,8 @@
-"""How fast a training step is, beside what its arithmetic costs and what the machine can do.
+"""Step times beside what their arithmetic costs and what the machine can do (`jointrd benchmark`).
 
-    python -m jointrd_jax.benchmark [--shapes=18:32:128,50:224:256] [--procedures=plain,jointrd] [--out=FILE]
-    python -m jointrd_jax.benchmark --config configs/digits.py [--config.field=value ...]
-
-Without a config the images are synthetic and nothing is imported beyond jax, flax, optax, absl and the step
-itself. Programs are compiled anew (no cache); steps of the procedures alternate, so that a machine that is
-slow for a while is slow for all of them. One device.
+Without a config the images are synthetic and nothing is imported beyond jax, flax, optax and the step itself.
+Programs are compiled anew (no cache); steps of the procedures alternate, so that a machine that is slow for a
+while is slow for all of them. One device.
 """
 
 import collections
@@ -24,12 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 
-from jointrd_jax import files, joint, models, runtime, step as step_lib
 from jointrd_jax.errors import UserError, choice_error, whole_number
-from jointrd_jax.joint import Method
-from jointrd_jax.step import AXIS
+from jointrd_jax.method import joint
+from jointrd_jax.method.joint import Method
+from jointrd_jax.method.networks import create
+from jointrd_jax.system import files, runtime
+from jointrd_jax.train import step as step_lib
+from jointrd_jax.train.step import AXIS
 
 EVALUATE = 'evaluate'
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', EVALUATE)
@@ -39,23 +38,17 @@ TRACED_OPERATIONS = 16
 CIFAR_EPOCHS, CIFAR_IMAGES = 200, (50_000, 10_000)  # trained on and evaluated in every epoch
 BOOLEANS = {'true': True, 'false': False}
 
-SHAPES = flags.DEFINE_string('shapes', '', f'DEPTH:PIXELS:BATCH, ...; by default {GPU_SHAPES}, on a CPU {CPU_SHAPES}.')
-PROCEDURE_LIST = flags.DEFINE_string('procedures', 'resnet,plain,jointrd', f'Of {", ".join(PROCEDURES)}.')
-WIDTH = flags.DEFINE_integer('width', 0, 'Channels of the first stage; by default 64, on a CPU 16.', lower_bound=0)
-DTYPE = flags.DEFINE_enum('dtype', '', ['', 'float32', 'bfloat16'], 'By default bfloat16, on a CPU float32.')
-DISTILL = flags.DEFINE_float('distill_weight', 1e-3, 'Of margin distillation, in the procedures that have it.')
-REMAT = flags.DEFINE_bool('remat', False, 'Compute blocks anew in the backward pass.')
-ROUNDS = flags.DEFINE_integer('rounds', 9, 'How many times the procedures alternate.', lower_bound=1)
-OPTIONS = flags.DEFINE_string(
-    'compiler_options', '', 'NAME=VALUE;NAME=VALUE ...: time each task also with each of these options of XLA.'
-)
-STEPS = flags.DEFINE_list(
-    'steps_per_dispatch', [], 'Time each training task also with so many steps taken by one call, such as 10.'
-)
-TRACE = flags.DEFINE_string(
-    'trace', '', 'Also profile a round of each task into this directory, and print what took the time.'
-)
-OUT = flags.DEFINE_string('out', '', 'Also write the figures there, as JSON.')
+
+class Settings(NamedTuple):
+    """Of the synthetic tasks; 0 and '' choose by the device."""
+
+    width: int = 0
+    dtype: str = ''
+    distill_weight: float = 1e-3
+    remat: bool = False
+
+
+BY_DEVICE = Settings()
 
 
 class Task(NamedTuple):
@@ -101,7 +94,7 @@ def indices(batch_size: int) -> dict[str, np.ndarray]:
     return {'index': np.arange(batch_size, dtype=np.int32), 'mask': np.ones(batch_size, bool)}
 
 
-def synthetic_tasks(shape: str, procedures: Sequence[str]) -> list[Task]:
+def synthetic_tasks(shape: str, procedures: Sequence[str], settings: Settings = BY_DEVICE) -> list[Task]:
     """The tasks of one DEPTH:PIXELS:BATCH.
 
     Raises:
@@ -112,22 +105,22 @@ def synthetic_tasks(shape: str, procedures: Sequence[str]) -> list[Task]:
     except ValueError:
         raise UserError(f'--shapes: {shape!r} is not DEPTH:PIXELS:BATCH, such as 18:32:128') from None
     on_cpu, small = jax.default_backend() == 'cpu', pixels < 100
-    settings = dict(
-        width=WIDTH.value or (16 if on_cpu else 64),
+    fields = dict(
+        width=settings.width or (16 if on_cpu else 64),
         num_classes=100 if small else 1000,
         stem_kind='cifar' if small else 'imagenet',
-        dtype=jnp.dtype(DTYPE.value or ('float32' if on_cpu else 'bfloat16')),
-        remat=REMAT.value,
+        dtype=jnp.dtype(settings.dtype or ('float32' if on_cpu else 'bfloat16')),
+        remat=settings.remat,
     )
-    resnet, plain = (models.create(f'{family}{depth}', **settings) for family in ('resnet', 'plain'))
-    weight = DISTILL.value
+    resnet, plain = (create(f'{family}{depth}', **fields) for family in ('resnet', 'plain'))
+    weight = settings.distill_weight
     methods = {
         'jointrd': Method(plain.stage_ends[:-1], weight, average_paths=True),
         'jointrd_scratch': Method(plain.stage_ends[:-1], weight, average_paths=True),
         'feature_kd': Method(distill_weight=weight),
         'logit_kd': Method(kl_alpha=0.9),
     }
-    dataset = Synthetic(pixels, batch_size, settings['num_classes'])
+    dataset = Synthetic(pixels, batch_size, fields['num_classes'])
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9, nesterov=True))
     tasks = []
     for procedure in procedures:
@@ -142,17 +135,20 @@ def synthetic_tasks(shape: str, procedures: Sequence[str]) -> list[Task]:
 
 def config_tasks(config: Any, procedures: Sequence[str]) -> list[Task]:
     """The tasks of a config, on its own data."""
-    from jointrd_jax import build, config as config_lib, data
+    from jointrd_jax import config as config_lib, data
+    from jointrd_jax.runs import from_config
 
     tasks = []
     for procedure in procedures:
         config.procedure = 'plain' if procedure == EVALUATE else procedure
         config_lib.validate(config)
         dataset = data.load(config)
-        student = build.student(config, len(dataset.classes), AXIS)
-        method = build.method(config, student)
-        teacher = build.resnet(config, len(dataset.classes), AXIS) if method.needs_teacher else None
-        optimizer = build.optimizer(config, build.learning_rate(config, dataset.train_size // config.batch_size))
+        student = from_config.student(config, len(dataset.classes), AXIS)
+        method = from_config.method(config, student)
+        teacher = from_config.resnet(config, len(dataset.classes), AXIS) if method.needs_teacher else None
+        optimizer = from_config.optimizer(
+            config, from_config.learning_rate(config, dataset.train_size // config.batch_size)
+        )
         batch = next(iter(dataset.train_batches(0)))
         batch['mask'] = np.ones(config.batch_size, bool)
         networks = step_lib.networks_for(student, teacher, method)
@@ -387,41 +383,62 @@ def measure(
     }
 
 
-def main(*_: str) -> None:
+def default_shapes() -> str:
+    """The shapes that suit this machine's device."""
+    return CPU_SHAPES if jax.default_backend() == 'cpu' else GPU_SHAPES
+
+
+def run(
+    config: Any = None,
+    shapes: str = '',
+    procedures: Sequence[str] = ('resnet', 'plain', 'jointrd'),
+    settings: Settings = BY_DEVICE,
+    rounds: int = 9,
+    compiler_options: Sequence[str] = (),
+    steps_per_dispatch: Sequence[str] = (),
+    trace: str = '',
+    out: str = '',
+) -> dict[str, Any]:
+    """Measure the procedures on `config`'s data, or on synthetic images of `shapes`; print and return the figures.
+
+    Args:
+      config: a recipe; None: synthetic images.
+      shapes: DEPTH:PIXELS:BATCH, comma-separated; '': those that suit the device.
+      procedures: of `PROCEDURES`.
+      settings: of the synthetic tasks.
+      rounds: how many times the procedures alternate.
+      compiler_options: NAME=VALUE; each task is timed with each of them too.
+      steps_per_dispatch: whole numbers from 2; each training task is timed with so many steps a call too.
+      trace: a directory to profile a round of each task into.
+      out: a file for the figures, as JSON.
+
+    Raises:
+      UserError: a shape, procedure or number that is none, or a directory of `out` that is not there.
+    """
     runtime.quieten()
     jax.config.update('jax_enable_compilation_cache', False)
-    procedures = PROCEDURE_LIST.value.split(',')
-    if CONFIG is not None and CONFIG.value is not None:
-        groups = iter([config_tasks(CONFIG.value, procedures)])
+    if config is not None:
+        groups = iter([config_tasks(config, procedures)])
     else:
-        shapes = SHAPES.value or (CPU_SHAPES if jax.default_backend() == 'cpu' else GPU_SHAPES)
-        groups = (synthetic_tasks(shape, procedures) for shape in shapes.split(','))
-    if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
-        raise UserError(f'--out: the directory of {OUT.value} does not exist')
-    options = [option for option in OPTIONS.value.split(';') if option]
-    steps = [whole_number('steps_per_dispatch', number, 2, 1000) for number in STEPS.value]
-    result = measure(groups, ROUNDS.value, options, steps, TRACE.value)
+        groups = (synthetic_tasks(shape, procedures, settings) for shape in (shapes or default_shapes()).split(','))
+    if out and not Path(out).absolute().parent.is_dir():
+        raise UserError(f'--out: the directory of {out} does not exist')
+    steps = [whole_number('steps_per_dispatch', number, 2, 1000) for number in steps_per_dispatch]
+    result = measure(groups, rounds, compiler_options, steps, trace)
     peak = result['peak']
     print(
         f'{result["device"]}, jax {jax.__version__}, {result["dtype"]}; matrix product '
         f'{peak["flops_per_second"] / 1e12:.3g} TFLOP/s, copy {peak["bytes_per_second"] / 1e9:.3g} GB/s'
     )
     print(table(result['rows']))
-    if OUT.value:
-        files.write_json(Path(OUT.value), result)
+    if out:
+        files.write_json(Path(out), result)
+    return result
 
-
-try:
-    from ml_collections import config_flags
-except ImportError:  # a machine to measure on may have jax and flax alone
-    CONFIG = None
-else:
-    CONFIG = config_flags.DEFINE_config_file('config', None, 'A recipe, on its own data, with its own procedures.')
 
 if __name__ == '__main__':
-    if CONFIG is None:
-        app.run(main)
-    else:
-        from jointrd_jax import cli
+    import sys
 
-        cli.run(main)
+    from jointrd_jax import cli
+
+    cli.run('benchmark', sys.argv[1:])

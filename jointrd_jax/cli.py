@@ -1,23 +1,43 @@
-"""The frame of every command: flags, one clear line for what the user got wrong, the exit status."""
+"""The command `jointrd`: its subcommands, their flags, one clear line for what the user got wrong, the exit status.
 
-import functools
+A subcommand NAME is the module `commands.NAME`, imported only when it is asked for. It has a docstring, which is its
+help text, and
+
+    POSITIONAL = ('RUN ...',)               optional: arguments before the options; the last may be 'NAME ...'
+    def define_flags(values) -> None        its flags, defined in the absl FlagValues it is given
+    def main(given, *arguments) -> None     the call into the library; `given` has the flags as attributes
+"""
+
+import contextlib
+import difflib
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from jointrd_jax import hosts, signals
-from jointrd_jax.config import FIELDS, suggest
 from jointrd_jax.errors import Interrupted, Stuck, UserError
+from jointrd_jax.system import distributed, signals
 
 USAGE_STATUS = 2
+COMMANDS = {
+    'train': 'train what a recipe says; the same command continues it',
+    'compare': 'procedures, seeds and ablations beside each other',
+    'export': 'a trained network as ONNX, TFLite, StableHLO, safetensors',
+    'report': 'runs and exports on one HTML page',
+    'prepare': 'download and prepare a TFDS dataset',
+    'convert': 'weight files into runs, runs into weight files',
+    'benchmark': 'step times beside what their arithmetic costs',
+    'savings': 'what a network without shortcuts saves, per runtime',
+}
 
 
 def say(message: object) -> None:
-    """What was wrong, on standard error, in one line."""
+    """Print what was wrong on standard error, in one line."""
     print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
 
 
@@ -31,12 +51,14 @@ def out_of_memory(error: Exception) -> bool:
 def fail(message: object) -> None:
     """Say what was wrong and end with status 2."""
     say(message)
-    hosts.leave(USAGE_STATUS)
+    distributed.leave(USAGE_STATUS)
     sys.exit(USAGE_STATUS)
 
 
 def explain(error: BaseException, argv: Sequence[str]) -> str:
     """One line for an error in the command line or in the config file it names."""
+    from jointrd_jax.config import FIELDS, suggest
+
     for arg in argv:
         name = arg.lstrip('-').split('=')[0].removeprefix('config.')
         lookup_failed = isinstance(error, (AttributeError, KeyError, flags.UnrecognizedFlagError))
@@ -48,66 +70,158 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
 
 def repeated_list(argv: Sequence[str]) -> str | None:
     """The first list field that is overridden twice: ml_collections would join the two."""
+    from jointrd_jax.config import FIELDS
+
     names = [arg.lstrip('-').split('=')[0].removeprefix('config.') for arg in argv if arg.startswith('-')]
     lists = [name for name in names if name in FIELDS and isinstance(FIELDS[name].default, tuple)]
     return next((name for name in lists if lists.count(name) > 1), None)
 
 
-def parse(argv: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
-    for arg in argv[1:]:
+def with_recipe(argv: Sequence[str]) -> list[str]:
+    """`argv` with the recipe that --config names as a path (see `recipes.find`)."""
+    from jointrd_jax import recipes
+
+    found = list(argv)
+    for i, arg in enumerate(found):
+        if arg in ('--config', '-config') and i + 1 < len(found):
+            found[i + 1] = recipes.find(found[i + 1])
+        elif arg.startswith(('--config=', '-config=')):
+            flag, _, value = arg.partition('=')
+            found[i] = f'{flag}={recipes.find(value)}'
+    return found
+
+
+def help_text(name: str, module: ModuleType, values: flags.FlagValues) -> str:
+    """What `jointrd NAME --help` prints: the module's docstring and its flags."""
+    lines = [
+        f'jointrd {" ".join([name, *positional_of(module)])} [--FLAG=VALUE ...]',
+        '',
+        (module.__doc__ or '').strip(),
+        '',
+    ]
+    for key in values:
+        flag = values[key]
+        default = '' if flag.default in (None, '', False, []) else f' (default: {flag.default_as_str})'
+        shown = f'--[no]{key}' if flag.boolean else f'--{key}'
+        lines.append(f'  {shown:<24} {" ".join((flag.help or "").split())}{default}')
+    if 'config' in values:
+        lines.append(
+            f'  {"--config.FIELD=VALUE":<24} Any field of the recipe; jointrd_jax/config.py says what they mean.'
+        )
+    return '\n'.join(lines)
+
+
+def positional_of(module: ModuleType) -> tuple[str, ...]:
+    return getattr(module, 'POSITIONAL', ())
+
+
+def parse(name: str, module: ModuleType, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags and the positional arguments in `argv`; ends the process with one line if it cannot be read."""
+    positional = positional_of(module)
+    values = flags.FlagValues()
+    module.define_flags(values)
+    if any(arg in ('--help', '-h', '--helpfull', '-help') for arg in argv):
+        print(help_text(name, module, values))
+        sys.exit(0)
+    importlib.import_module('absl.logging')  # its flags (--verbosity and others) are accepted by every command
+    values.append_flag_values(flags.FLAGS)  # of absl itself and of libraries that are imported already
+    for arg in argv:
         if not arg.isascii() and any(0xD800 <= ord(char) < 0xE000 for char in arg):
             fail(f'the argument {arg!a} is not UTF-8')
-    repeated = repeated_list(argv[1:])
-    if repeated:
-        fail(f'--config.{repeated} is given more than once; give it once, as in --config.{repeated}=1,2')
+    argv = list(argv)
+    if 'config' in values:
+        repeated = repeated_list(argv)
+        if repeated:
+            fail(f'--config.{repeated} is given more than once; give it once, as in --config.{repeated}=1,2')
+        argv = with_recipe(argv)
+    sys.argv = [sys.argv[0], *argv]  # where ml_collections looks for overrides of the config
     try:
-        rest = flags.FLAGS(list(argv))
-        if 'config' in flags.FLAGS:  # a file that could not be loaded says so when it is first used
-            hasattr(flags.FLAGS['config'].value, 'procedure')
+        rest = values(sys.argv)[1:]
+        if 'config' in values:  # a file that could not be loaded says so when it is first used
+            hasattr(values['config'].value, 'procedure')
     except UserError as error:
         fail(error)
     except Exception as error:  # config files are the user's code: anything can be raised there
-        fail(explain(error, argv[1:]))
-    if 'workdir' in flags.FLAGS and flags.FLAGS['workdir'].value == '':
+        fail(explain(error, argv))
+    if not flags.FLAGS.is_parsed():  # Grain asks for them in worker processes
+        flags.FLAGS.mark_as_parsed()
+    if 'workdir' in values and values['workdir'].value == '':
         fail('--workdir is empty; name a directory')
-    if len(rest) > 1 + len(positional) and not (positional and positional[-1].endswith('...')):
-        fail(f'unexpected argument {rest[1 + len(positional)]!r}; options start with --')
-    if len(rest) < 1 + len(positional):
-        fail(f'{positional[len(rest) - 1]} is missing: {" ".join(positional)} comes before the options')
-    return rest
+    if len(rest) > len(positional) and not (positional and positional[-1].endswith('...')):
+        fail(f'unexpected argument {rest[len(positional)]!r}; options start with --')
+    if len(rest) < len(positional):
+        fail(f'{positional[len(rest)]} is missing: {" ".join(positional)} comes before the options')
+    return values, rest
 
 
-def run(main: Callable[..., None], positional: Sequence[str] = ()) -> None:
-    """Parse the flags and call `main` with the arguments named `positional` (the last may be 'NAME ...': one or more).
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """End the process as every command ends.
 
-    UserError ends the process with one line and status 2, a first SIGTERM or SIGINT with one line and
-    `signals.STOPPED_STATUS`, after a checkpoint if there is new work.
+    UserError: one line and status 2. A first SIGTERM or SIGINT: one line and `signals.STOPPED_STATUS`, after a
+    checkpoint if there is new work.
     """
-
-    def guarded(argv: Sequence[str]) -> None:
-        try:
-            with signals.handled():
-                main(*argv[1:])
-        except Interrupted as stop:
-            print(stop, file=sys.stderr, flush=True)
-            sys.exit(signals.STOPPED_STATUS)
-        except Stuck as error:
-            say(error)
-            signals.end(USAGE_STATUS)
-        except UserError as error:
-            fail(error)
-        except BrokenPipeError:
-            sys.exit(USAGE_STATUS)
-        except OSError as error:  # a path that cannot be looked at, a full disk under standard output
-            if error.errno is None:
-                raise
-            fail(f'{error.filename or "standard output or a file"}: {os.strerror(error.errno)}')
-        except Exception as error:
-            if out_of_memory(error):
-                fail(f'out of memory; lower config.batch_size, or set config.remat=True ({error})')
-            if jax.distributed.is_initialized():
-                traceback.print_exc()
-                hosts.leave(1)
+    try:
+        with signals.handled():
+            yield
+    except Interrupted as stop:
+        print(stop, file=sys.stderr, flush=True)
+        sys.exit(signals.STOPPED_STATUS)
+    except Stuck as error:
+        say(error)
+        signals.end(USAGE_STATUS)
+    except UserError as error:
+        fail(error)
+    except BrokenPipeError:
+        sys.exit(USAGE_STATUS)
+    except OSError as error:  # a path that cannot be looked at, a full disk under standard output
+        if error.errno is None:
             raise
+        fail(f'{error.filename or "standard output or a file"}: {os.strerror(error.errno)}')
+    except Exception as error:
+        if out_of_memory(error):
+            fail(f'out of memory; lower config.batch_size, or set config.remat=True ({error})')
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            distributed.leave(1)
+        raise
 
-    app.run(guarded, flags_parser=functools.partial(parse, positional=positional))
+
+def overview() -> str:
+    """What `jointrd --help` prints."""
+    import jointrd_jax
+
+    lines = [
+        f'jointrd {jointrd_jax.__version__}: train a CNN without shortcuts to the accuracy of its ResNet, and ship it',
+        '',
+    ]
+    lines += [f'  jointrd {name:<12} {summary}' for name, summary in COMMANDS.items()]
+    return '\n'.join([*lines, '', 'jointrd NAME --help says what a command takes.'])
+
+
+def run(name: str, argv: Sequence[str]) -> None:
+    """Run the subcommand `name` with the arguments `argv`."""
+    module = importlib.import_module(f'jointrd_jax.commands.{name}')
+    with errors_in_one_line():
+        given, arguments = parse(name, module, argv)
+        module.main(given, *arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command `jointrd`."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ('--help', '-h', 'help'):
+        print(overview())
+        sys.exit(0 if argv else USAGE_STATUS)
+    if argv[0] == '--version':
+        import jointrd_jax
+
+        print(jointrd_jax.__version__)
+        return
+    name, *rest = argv
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        fail(
+            f'there is no command {name!r}; ' + (f'did you mean {close[0]}?' if close else 'jointrd --help lists them')
+        )
+    run(name, rest)

@@ -1,19 +1,6 @@
-"""Procedures beside each other: python -m jointrd_jax.compare --config FILE --workdir DIR --seeds 0,1,2
+"""Procedures beside each other, over seeds and ablations (`jointrd compare`).
 
-Every cell (procedure, seed) is a run of its own in DIR/PROCEDURE/seedN, resumed or reused when it is
-there. The `resnet` run of a seed is the teacher of that seed's other runs. A run whose loss is not finite at
-some step is a result too: the table says so, and the others go on. Writes DIR/compare.json and a
-picture of the learning curves, DIR/compare.png; with --report also DIR/report.html (see `report`).
-
-`plain` and `jointrd` are without Dirac parametrisation, `plain+dirac` and `jointrd+dirac` with it. A recipe with
-config.model.dirac=True (configs/imagenet.py) is refused where the name says otherwise: name `jointrd+dirac`, or give
---config.model.dirac=False.
-
-Ablations: --variants names lists of overrides, and every procedure is run with each:
-
-    --procedures jointrd --variants 'eta0: mix.eta=0; more: mix.num_taps=7 mix.eta=1; base:'
-
-The runs of such a cell are in DIR/PROCEDURE/VARIANT/seedN. The teacher is that of the recipe without overrides.
+Every cell (procedure, seed) is a run of its own, resumed or reused when it is there.
 """
 
 import io
@@ -24,22 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
-from jointrd_jax import build, checks, cli, config as config_lib, files, runs
-from jointrd_jax.errors import NotFinite, UserError, choice_error, require, whole_number
+from jointrd_jax import config as config_lib
+from jointrd_jax.errors import NotFinite, UserError, choice_error, require
+from jointrd_jax.runs import from_config, run_directory
+from jointrd_jax.system import files
+from jointrd_jax.train import preflight
 
 DIRAC = '+dirac'
 TOP1 = ('last_top1', 'best_top1')
 DEFAULT = ('resnet', 'plain', 'plain+dirac', 'jointrd', 'jointrd+dirac')
-
-CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe; override with --config.field=value.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where the runs are kept; the same command continues them.')
-SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, comma-separated.')
-CHOSEN = flags.DEFINE_list('procedures', list(DEFAULT), 'Procedures; +dirac makes the student Dirac-parametrised.')
-VARIANTS = flags.DEFINE_string('variants', '', "Ablations: 'NAME: field=value field=value; NAME: ...'.")
-REPORT = flags.DEFINE_bool('report', False, 'Also write WORKDIR/report.html.')
 
 
 Variants = dict[str, dict[str, Any]]
@@ -136,11 +117,13 @@ def plan(
     for job in jobs:
         try:
             config_lib.validate(job.config)
-            student = build.student(job.config, num_classes=1)
-            method = build.method(job.config, student)
+            student = from_config.student(job.config, num_classes=1)
+            method = from_config.method(job.config, student)
             if trains_teacher and (method.taps or method.distill_weight):
-                checks.same('the teacher of all', build.resnet(config, num_classes=1), student, checks.SHAPE_FIELDS)
-            checks.workdir(job.config, job.path)
+                preflight.same(
+                    'the teacher of all', from_config.resnet(config, num_classes=1), student, preflight.SHAPE_FIELDS
+                )
+            preflight.workdir(job.config, job.path)
         except UserError as error:
             raise UserError(f'{job.name}: {error}') from error
     return jobs
@@ -176,8 +159,8 @@ def run(
     require('matplotlib', 'plot')
     if with_report:
         require('jinja2', 'report')
-    from jointrd_jax import train
-    from jointrd_jax.progress import Reporter
+    from jointrd_jax.train import loop
+    from jointrd_jax.train.progress import Reporter
 
     workdir = Path(workdir).absolute()
     jobs = plan(config, workdir, seeds, procedures, variants)
@@ -187,7 +170,7 @@ def run(
     for number, (name, cell, path) in enumerate(jobs, 1):
         label = f'{number}/{len(jobs)} {name} seed {cell.seed}'
         try:
-            summary = train.run(cell, path, Reporter(label, reporter.console, quiet=config.log.quiet, nested=True))
+            summary = loop.run(cell, path, Reporter(label, reporter.console, quiet=config.log.quiet, nested=True))
         except NotFinite as error:
             if str(path) in teachers:
                 raise
@@ -245,7 +228,7 @@ def draw(workdir: Path, result: dict[str, Any]) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for name, cell in result.items():
         whole = [run for run in cell['runs'] if 'not_finite' not in run] or cell['runs']
-        curves = [read_curve(workdir / run['path'] / runs.METRICS) for run in whole]
+        curves = [read_curve(workdir / run['path'] / run_directory.METRICS) for run in whole]
         epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         (line,) = axes.plot(epochs, [statistics.fmean(v) for v in values], label=name)
@@ -264,24 +247,12 @@ def draw(workdir: Path, result: dict[str, Any]) -> None:
 
 def read_curve(path: Path) -> dict[int, float]:
     """{epoch: top-1} from a metrics file."""
-    return {line['epoch']: line['top1'] for line in runs.read_metrics(path) if 'top1' in line}
-
-
-def main() -> None:
-    from jointrd_jax import runtime
-
-    seeds = [whole_number('seeds', seed, 0, config_lib.MAX_INT) for seed in SEEDS.value]
-    runtime.configure()
-    run(
-        CONFIG.value,
-        WORKDIR.value,
-        seeds,
-        tuple(CHOSEN.value),
-        parse_variants(VARIANTS.value),
-        REPORT.value,
-    )
+    return {line['epoch']: line['top1'] for line in run_directory.read_metrics(path) if 'top1' in line}
 
 
 if __name__ == '__main__':
-    flags.mark_flags_as_required(['config', 'workdir'])
-    cli.run(main)
+    import sys
+
+    from jointrd_jax import cli
+
+    cli.run('compare', sys.argv[1:])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.models import SHORTCUTS, STAGE_SIZES, STEMS
+from jointrd_jax.method.networks import SHORTCUTS, STAGE_SIZES, STEMS
 
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', 'resnet_kd')
 TRAINS_RESNET = ('resnet', 'resnet_kd')

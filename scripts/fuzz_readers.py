@@ -36,9 +36,12 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from jointrd_jax import build, checkpoint, config as config_lib, files, gradients, history, provenance, runs, weights
+from jointrd_jax import config as config_lib
 from jointrd_jax.data import images, tfrecord
 from jointrd_jax.errors import UserError
+from jointrd_jax.runs import checkpoint, from_config, provenance, run_directory, weights
+from jointrd_jax.system import files
+from jointrd_jax.train import gradients, history
 
 MEMORY = 1536 << 20  # a decoded image of images.MAX_PIXELS takes 1.1 GB for a moment
 SECONDS = 10
@@ -187,10 +190,10 @@ class Sealed:
         config = config_lib.default()
         config.procedure, config.model.stage_sizes, config.model.width = 'plain', (1,), 2
         about = {'dataset': 'x', 'classes': ['a', 'b'], 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.5]}
-        variables = build.student(config, 2).initialise(jax.random.key(0), (8, 8, 1))
+        variables = from_config.student(config, 2).initialise(jax.random.key(0), (8, 8, 1))
         self.config = config
         past = dataclasses.asdict(history.History(lines=['{"epoch": 1}'], looks=[{'x': 1.0}], bad=[3]))
-        files.write_json(self.run / runs.CONFIG, config_lib.flatten(config))
+        files.write_json(self.run / run_directory.CONFIG, config_lib.flatten(config))
         checkpoints = checkpoint.Checkpoints(self.run, keep=1)
         checkpoints.save(
             0,
@@ -211,7 +214,7 @@ class Sealed:
         self.victim.write_bytes(data)
         checkpoint.seal(self.checkpoint)
         try:
-            runs.load(self.run)
+            run_directory.load(self.run)
             meta = checkpoint.Checkpoints(self.run).meta(0)
             past = history.History.from_json(meta.get('history'), self.run)
             gradients.Probe(self.config, 10, dict).resume(past.looks)

@@ -78,13 +78,13 @@ def finish(process: subprocess.Popen) -> None:
 
 def result(workdir: Path) -> dict:
     """What must not depend on faults: digests of last and best weights, metrics, of the run and of its teacher."""
-    from jointrd_jax import runs
+    from jointrd_jax.runs import run_directory
 
-    lines = [json.loads(line) for line in (workdir / runs.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / run_directory.METRICS).read_text().splitlines()]
     found = {
-        'digest': json.loads((workdir / runs.SUMMARY).read_text())['student_digest'],
-        'last': runs.digest(runs.load(workdir, 'last').variables),
-        'best': runs.digest(runs.load(workdir, 'best').variables),
+        'digest': json.loads((workdir / run_directory.SUMMARY).read_text())['student_digest'],
+        'last': run_directory.digest(run_directory.load(workdir, 'last').variables),
+        'best': run_directory.digest(run_directory.load(workdir, 'best').variables),
         'metrics': [{k: v for k, v in line.items() if k not in WALL_FIELDS} for line in lines],
         'files': sorted(path.name for path in workdir.iterdir()),
     }

@@ -14,8 +14,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jointrd_jax import data, gradients, joint, losses, models, runs, runtime, train
+from jointrd_jax import data
+from jointrd_jax.method import joint, losses, networks
 from jointrd_jax.report import page
+from jointrd_jax.runs import run_directory
+from jointrd_jax.system import runtime
+from jointrd_jax.train import gradients, loop
 
 runtime.configure()
 root = Path(__file__).parents[1]
@@ -36,17 +40,17 @@ images, labels = dataset.fetch(dataset.resident, batch, jax.random.key(0))
 print(f'{dataset.train_size} training images {images.shape[1:]}, {dataset.eval_size} for evaluation, {labels[:8]}')
 
 # %% One network, three shapes: ResNet, plain, and the hybrids between them
-resnet = models.create('resnet18', width=8, num_classes=10, stem_kind='cifar')
-plain = models.create('plain18', width=8, num_classes=10, stem_kind='cifar')
+resnet = networks.create('resnet18', width=8, num_classes=10, stem_kind='cifar')
+plain = networks.create('plain18', width=8, num_classes=10, stem_kind='cifar')
 first, second = (net.initialise(jax.random.key(i), dataset.image_shape) for i, net in enumerate((resnet, plain)))
-hybrid = models.hybrid(plain, resnet, block=4)
+hybrid = networks.hybrid(plain, resnet, block=4)
 print('shortcuts of the hybrid:', hybrid.block_shortcuts())
-print('parameters:', {net.shortcuts: models.parameter_count(v) for net, v in ((resnet, first), (plain, second))})
+print('parameters:', {net.shortcuts: networks.parameter_count(v) for net, v in ((resnet, first), (plain, second))})
 
 # %% A path is the hybrid: the plain network's map at a tap, through the ResNet's later blocks
 outputs = plain.apply(second, images, taps=(4,))
 ((logits, _),) = joint.residual_paths(resnet, first, outputs.taps, (4,))
-spliced = hybrid.apply(models.splice(plain, second, first, 4), images).logits
+spliced = hybrid.apply(networks.splice(plain, second, first, 4), images).logits
 print('largest difference:', float(jnp.abs(logits - spliced).max()))
 print('its cross entropy before training:', float(losses.cross_entropy(logits, labels)))
 
@@ -71,14 +75,14 @@ for name, value in parts.items():
         print(f'{name}: {float(value):.2f}')
 
 # %% Train: the ResNet first, then the plain network with it; and the plain network alone
-summary = train.run(config, workdir / 'jointrd')
+summary = loop.run(config, workdir / 'jointrd')
 config.procedure = 'plain'
-alone = train.run(config, workdir / 'plain')
+alone = loop.run(config, workdir / 'plain')
 top1 = {'ResNet': summary['teacher_top1'], 'plain, alone': alone['last_top1'], 'JointRD': summary['last_top1']}
 print('top-1 in percent:', top1)
 
 # %% Use the result
-run = runs.load(workdir / 'jointrd')
+run = run_directory.load(workdir / 'jointrd')
 wrong = run.network.apply(run.variables, images).logits.argmax(-1) != labels
 print(f'{int(wrong.sum())} of {len(labels)} augmented training images are wrong')
 

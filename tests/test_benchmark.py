@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from conftest import QUICK_FLAGS, ROOT
+from tests.support.configs import QUICK_FLAGS, ROOT
 
 SMALL = ['--shapes=18:32:4', '--width=4', '--rounds=2']
 ONLY_JAX = """
@@ -72,13 +72,11 @@ import sys
 import jax
 import numpy as np
 import torch
-from absl import flags
 
-sys.path.insert(0, 'benchmarks')
-import torch_jointrd
-from jointrd_jax import benchmark, joint, step
-
-flags.FLAGS(['benchmark', '--width=4'])
+from benchmarks import torch_jointrd
+from jointrd_jax import benchmark
+from jointrd_jax.method import joint
+from jointrd_jax.train import step
 
 
 def fill(layer, params, stats, conv, norm):
@@ -101,7 +99,7 @@ def fill_network(theirs, network, variables):
 
 
 for procedure in torch_jointrd.PROCEDURES:
-    (task,) = benchmark.synthetic_tasks('18:16:4', [procedure])
+    (task,) = benchmark.synthetic_tasks('18:16:4', [procedure], benchmark.Settings(width=4))
     networks, method, shape = task.networks, task.method, task.dataset.image_shape
     state = step.initial_state(jax.random.key(0), networks, method, shape, task.optimizer, False)
     images, labels = task.dataset.fetch(task.dataset.resident, task.batch, None)

@@ -2,12 +2,12 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, shipped_config, tiny_config
 
-from jointrd_jax import config as config_lib
+from jointrd_jax import config as config_lib, recipes
 from jointrd_jax.errors import UserError
+from tests.support.configs import ROOT, shipped_config, tiny_config
 
-SHIPPED = sorted(path.stem for path in Path(ROOT, 'configs').glob('*.py'))
+SHIPPED = recipes.shipped()
 
 
 @pytest.mark.parametrize('name', SHIPPED)

@@ -11,16 +11,18 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from conftest import ROOT, shipped_config
-from faults import LONG
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-from jointrd_jax import build, cli, config as config_lib, plan, step as step_lib, trackers
+from jointrd_jax import cli, config as config_lib, recipes
 from jointrd_jax.data import digits
 from jointrd_jax.errors import UserError
+from jointrd_jax.runs import from_config
+from jointrd_jax.train import setup, step as step_lib, trackers
+from tests.support.configs import ROOT, shipped_config
+from tests.support.faults import LONG
 
-SHIPPED = sorted(path.stem for path in Path(ROOT, 'configs').glob('*.py'))
+SHIPPED = recipes.shipped()
 CASES = 3000 if LONG else 100  # of each shipped config
 SECONDS = 1  # of processor time, to be started or refused; a case takes milliseconds
 
@@ -87,19 +89,19 @@ def start_or_refuse(config, workdir: Path) -> bool:
     """All that a run does before it makes or compiles something."""
     began = time.process_time()
     try:
-        dataset, student, method, _ = plan.make(config, workdir)
+        dataset, student, method, _ = setup.make(config, workdir)
     except UserError as error:
         check_line(error)
         return False
     finally:
         assert time.process_time() - began < SECONDS, config
     steps = dataset.train_size // config.batch_size
-    schedule = build.learning_rate(config, steps)
+    schedule = from_config.learning_rate(config, steps)
     if student.num_blocks <= 20:  # tracing takes its time
         trains_teacher = config.procedure == 'jointrd_scratch'
-        teacher = build.resnet(config, len(dataset.classes)) if trains_teacher else None
+        teacher = from_config.resnet(config, len(dataset.classes)) if trains_teacher else None
         networks = step_lib.networks_for(student, teacher, method)
-        optimizer = build.optimizer(config, schedule)
+        optimizer = from_config.optimizer(config, schedule)
         jax.eval_shape(
             lambda: step_lib.initial_state(
                 jax.random.key(config.seed), networks, method, dataset.image_shape, optimizer, trains_teacher
@@ -143,7 +145,7 @@ def test_group_replaced(value, tmp_path):
     with config.unlocked(), config.ignore_type():
         config.model = value
     with pytest.raises(UserError) as caught:
-        plan.make(config, tmp_path / 'run')
+        setup.make(config, tmp_path / 'run')
     check_line(caught.value)
 
 

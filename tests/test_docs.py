@@ -15,9 +15,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import QUICK_FLAGS, ROOT
 
 from jointrd_jax import config as config_lib
+from tests.support.configs import QUICK_FLAGS, ROOT
 
 PAGES = sorted(path for path in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')] if path.exists())
 TRAINS = r'-m jointrd_jax\.(main|compare|benchmark --config)\b'

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import shipped_config
 from jax.sharding import PartitionSpec as P
 
-from jointrd_jax import build, joint, models, step as step_lib, torch_names
+from jointrd_jax.method import joint, networks
+from jointrd_jax.runs import from_config, torch_names
+from jointrd_jax.train import step as step_lib
+from tests.support.configs import shipped_config
 
 FILES = sorted(Path(__file__).parent.glob('golden/*.npz'))
 if os.environ.get('JOINTRD_GOLDEN_DIR'):
@@ -39,9 +41,9 @@ class Golden:
         depth, stem, dirac = re.fullmatch(r'resnet(\d+)_(cifar|imagenet)(_dirac)?', path.stem).groups()
         self.file, self.dtype = dict(np.load(path)), dtype
         shape = dict(width=4, num_classes=10, stem_kind=stem, dtype=dtype)
-        self.teacher = models.create(f'resnet{depth}', **shape)
-        self.student = models.create(f'projection{depth}', dirac=bool(dirac), **shape)
-        self.networks = joint.Networks(self.student, self.teacher, models.Connectors(dtype=dtype))
+        self.teacher = networks.create(f'resnet{depth}', **shape)
+        self.student = networks.create(f'projection{depth}', dirac=bool(dirac), **shape)
+        self.networks = joint.Networks(self.student, self.teacher, networks.Connectors(dtype=dtype))
         # Their D is divided by the batch + 1e-8. Three steps of the bottleneck net blow that up to 6e-6 of its loss.
         batch = self['labels'].shape[1]
         self.weight = float(self['dis_weight']) * batch / (batch + 1e-8)
@@ -62,7 +64,7 @@ class Golden:
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         return {k.removeprefix(prefix): v for k, v in self.file.items() if k.startswith(prefix)}
 
-    def imported(self, name: str, network: models.Network):
+    def imported(self, name: str, network: networks.Network):
         flat = {k: v.astype(self.dtype) for k, v in self.group(f'init/{name}.').items()}
         return torch_names.import_names(torch_names.template(network), flat, 'authors')
 
@@ -111,7 +113,7 @@ class Golden:
     def train(self, steps: int, teacher_trains: bool = False):
         """(states, reports) of `steps` steps of the trainer's own device step on batches 0, 1, ..."""
         config = shipped_config('cifar10', optimizer__schedule='constant')
-        optimizer = build.optimizer(config, optax.constant_schedule(0.1))
+        optimizer = from_config.optimizer(config, optax.constant_schedule(0.1))
         params, stats = self.trees()
         teacher = {'variables': self.variables['teacher'], 'margin': self.margin()}
         if teacher_trains:

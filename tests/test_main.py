@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import QUICK_FLAGS, ROOT
+
+from tests.support.configs import QUICK_FLAGS, ROOT
 
 SHRINK = ['--config.epochs=1', '--config.model.stage_sizes=1,1', '--config.model.width=4']
 

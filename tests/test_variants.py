@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, shipped_config, tiny_config
 
-from jointrd_jax import compare, config as config_lib, files, runs
+from jointrd_jax import compare, config as config_lib
 from jointrd_jax.errors import UserError
+from jointrd_jax.runs import run_directory
+from jointrd_jax.system import files
+from tests.support.configs import ROOT, shipped_config, tiny_config
 
 
 def test_variants_are_read():
@@ -69,7 +71,9 @@ def test_a_bad_cell_is_found_before_any_is_trained(procedures, variants, message
 def test_a_run_of_another_config_is_found_before_any_is_trained(tmp_path):
     there = tmp_path / 'plain' / 'seed1'
     there.mkdir(parents=True)
-    files.write_json(there / runs.CONFIG, config_lib.flatten(tiny_config(procedure='plain', seed=1, epochs=99)))
+    files.write_json(
+        there / run_directory.CONFIG, config_lib.flatten(tiny_config(procedure='plain', seed=1, epochs=99))
+    )
     with pytest.raises(UserError, match=r'^plain: .*seed1 holds a run of another config \(epochs: 99 there'):
         compare.run(tiny_config(), tmp_path, [0, 1], ('plain',))
     assert not (tmp_path / 'plain' / 'seed0').exists()
@@ -95,7 +99,7 @@ def test_the_ablations_of_the_docs_can_all_be_run(tmp_path):
 
 
 def test_a_picture_is_whole_or_absent(tmp_path):
-    files.append_line(tmp_path / runs.METRICS, json.dumps({'epoch': 1, 'top1': 50.0}))
+    files.append_line(tmp_path / run_directory.METRICS, json.dumps({'epoch': 1, 'top1': 50.0}))
     result = {'plain': {'runs': [{'path': '.', 'last_top1': 50.0}]}}
     (tmp_path / 'compare.png').write_text('before')
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -117,7 +121,7 @@ def test_ablation(tmp_path, watched_run):
     result = compare.run(config, tmp_path, [0], ('jointrd',), variants, with_report=True)
     assert list(result) == ['jointrd/eta0', 'jointrd/stage2']
     assert result['jointrd/stage2']['runs'][0]['taps'] == [2]
-    kept = runs.read_config(tmp_path / 'jointrd' / 'eta0' / 'seed0')
+    kept = run_directory.read_config(tmp_path / 'jointrd' / 'eta0' / 'seed0')
     assert kept.mix.eta == 0 and tuple(kept.mix.taps) == ()
     assert json.loads((tmp_path / 'compare.json').read_text()) == result
     page = (tmp_path / 'report.html').read_text()

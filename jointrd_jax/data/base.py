@@ -160,21 +160,6 @@ class InMemory(Dataset):
         return augment.cutout(normal, cutout_key, settings.cutout), labels[batch['index']]
 
 
-def load(config: ml_collections.ConfigDict) -> Dataset:
-    """The dataset named by `config.dataset.name`: 'digits', 'folder', or any prepared TFDS image-classification set.
-
-    Raises:
-      UserError: an unknown or unprepared dataset, with the command that prepares it.
-    """
-    if config.dataset.name == 'digits':
-        from jointrd_jax.data import digits as source
-    elif config.dataset.name == 'folder':
-        from jointrd_jax.data import folder as source
-    else:
-        from jointrd_jax.data import tfds as source
-    return source.load(config)
-
-
 def as_config(dataset: Dataset) -> dict[str, Any]:
     """What a trained network must remember of its data, as JSON values (stored with checkpoints)."""
     return {

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jointrd_jax import config as config_lib, files, runs
-from jointrd_jax.checkpoint import DIRECTORY as CHECKPOINTS
+from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
+from jointrd_jax.runs import run_directory
+from jointrd_jax.runs.checkpoint import DIRECTORY as CHECKPOINTS
+from jointrd_jax.system import files
 
 # Fields that do not tell variants apart: where things are, how they are kept and shown, chance.
 APART = ('seed', 'dataset.data_dir', 'teacher.path', 'eval_every', 'eval_hybrids', 'eval_batch_size')
@@ -101,8 +103,14 @@ def read(path: Path) -> Record:
     Raises:
       UserError: one of its files is damaged.
     """
-    config = json.loads(json.dumps(config_lib.flatten(runs.read_config(path))))
-    return Record(path, config, runs.read_metrics(path / runs.METRICS), runs.read_summary(path), read_not_finite(path))
+    config = json.loads(json.dumps(config_lib.flatten(run_directory.read_config(path))))
+    return Record(
+        path,
+        config,
+        run_directory.read_metrics(path / run_directory.METRICS),
+        run_directory.read_summary(path),
+        read_not_finite(path),
+    )
 
 
 def read_not_finite(path: Path) -> dict[str, Any] | None:
@@ -111,7 +119,7 @@ def read_not_finite(path: Path) -> dict[str, Any] | None:
     Raises:
       UserError: the file that says so is damaged.
     """
-    path = path / runs.NOT_FINITE
+    path = path / run_directory.NOT_FINITE
     if not path.is_file():
         return None
     fault = files.read_json(path)
@@ -131,10 +139,10 @@ def find(paths: Iterable[str | Path]) -> list[Record]:
     found: dict[Path, Record] = {}
     paths = [Path(path) for path in paths]
     for path in paths:
-        configs = [p for p in sorted(path.rglob(runs.CONFIG)) if CHECKPOINTS not in p.relative_to(path).parts]
+        configs = [p for p in sorted(path.rglob(run_directory.CONFIG)) if CHECKPOINTS not in p.relative_to(path).parts]
         places = [p.parent for p in configs if is_run(p.parent, named=p.parent == path)]
         if not places and not exports([path], []):
-            raise UserError(f'{path} holds no run: no {runs.CONFIG} of one there or below')
+            raise UserError(f'{path} holds no run: no {run_directory.CONFIG} of one there or below')
         for place in places:
             if place.resolve() not in found:
                 found[place.resolve()] = read(place)
@@ -150,13 +158,13 @@ def is_run(path: Path, named: bool) -> bool:
       UserError: it is not, although `path` was `named` as a run or has a run's metrics.
     """
     try:
-        config = files.read_json(path / runs.CONFIG)
+        config = files.read_json(path / run_directory.CONFIG)
     except UserError:
         config = None
     if isinstance(config, dict) and 'procedure' in config:
         return True
-    if named or (path / runs.METRICS).exists():
-        raise UserError(f'{path / runs.CONFIG} is damaged, or not the config of a run')
+    if named or (path / run_directory.METRICS).exists():
+        raise UserError(f'{path / run_directory.CONFIG} is damaged, or not the config of a run')
     return False
 
 

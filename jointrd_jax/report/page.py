@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jointrd_jax import build, config as config_lib, files
+from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError, require
 from jointrd_jax.report import charts, collect
 from jointrd_jax.report.charts import Series
 from jointrd_jax.report.collect import Variant, show
+from jointrd_jax.runs import from_config
+from jointrd_jax.system import files
 
 TEMPLATE = 'page.html.j2'
 PERCENT = (0.0, 100.0)
@@ -173,7 +175,7 @@ def network_in_words(config: dict[str, Any]) -> str:
     """'network of 34 layers without a single shortcut' for the student of a flat config."""
     full = config_lib.default()
     full.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
-    network = build.student(full, 1)
+    network = from_config.student(full, 1)
     kinds = set(network.block_shortcuts())
     if kinds == {'none'}:
         kept = 'without a single shortcut'

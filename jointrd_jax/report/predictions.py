@@ -7,8 +7,9 @@ import cv2
 import jax
 import numpy as np
 
-from jointrd_jax import data, runs
-from jointrd_jax.trackers import to_pixels
+from jointrd_jax import data
+from jointrd_jax.runs import run_directory
+from jointrd_jax.train.trackers import to_pixels
 
 WORST = 5  # classes shown with examples
 EXAMPLES = 4  # images for each
@@ -58,7 +59,7 @@ def look(path: Any, which: str = 'last') -> Confusion:
     Raises:
       UserError: no run, no intact checkpoint, or its dataset is not there.
     """
-    run = runs.load(path, which)
+    run = run_directory.load(path, which)
     dataset = data.load(run.config)
     try:
         return confusion(run, dataset)
@@ -66,7 +67,7 @@ def look(path: Any, which: str = 'last') -> Confusion:
         dataset.close()
 
 
-def confusion(run: runs.Run, dataset: data.Dataset) -> Confusion:
+def confusion(run: run_directory.Run, dataset: data.Dataset) -> Confusion:
     """Predict every evaluation image, keeping counts and the surest mistakes of each class."""
 
     @jax.jit

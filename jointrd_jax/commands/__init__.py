@@ -1,0 +1,1 @@
+"""One file per subcommand: its flags, and one call into the library (see `cli`)."""

@@ -1,0 +1,48 @@
+"""Procedures beside each other, over seeds; with --variants also ablations.
+
+    jointrd compare --config digits --workdir DIR --seeds 0,1,2
+
+Every cell (procedure, seed) is a run of its own in DIR/PROCEDURE/seedN, resumed or reused when it is
+there. The `resnet` run of a seed is the teacher of that seed's other runs. A run whose loss is not finite at
+some step is a result too: the table says so, and the others go on. Writes DIR/compare.json and a
+picture of the learning curves, DIR/compare.png; with --report also DIR/report.html (see `report`).
+
+`plain` and `jointrd` are without Dirac parametrisation, `plain+dirac` and `jointrd+dirac` with it. A recipe with
+config.model.dirac=True (configs/imagenet.py) is refused where the name says otherwise: name `jointrd+dirac`, or give
+--config.model.dirac=False.
+
+Ablations: --variants names lists of overrides, and every procedure is run with each:
+
+    --procedures jointrd --variants 'eta0: mix.eta=0; more: mix.num_taps=7 mix.eta=1; base:'
+
+The runs of such a cell are in DIR/PROCEDURE/VARIANT/seedN. The teacher is that of the recipe without overrides.
+"""
+
+from absl import flags
+
+from jointrd_jax.commands import options
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    from jointrd_jax.compare import DEFAULT
+
+    options.recipe(values)
+    options.workdir(values, 'Where the runs are kept; the same command continues them.')
+    flags.DEFINE_list('seeds', ['0'], 'Seeds, comma-separated.', flag_values=values)
+    flags.DEFINE_list(
+        'procedures', list(DEFAULT), 'Procedures; +dirac makes the student Dirac-parametrised.', flag_values=values
+    )
+    flags.DEFINE_string('variants', '', "Ablations: 'NAME: field=value field=value; NAME: ...'.", flag_values=values)
+    flags.DEFINE_bool('report', False, 'Also write WORKDIR/report.html.', flag_values=values)
+
+
+def main(given: flags.FlagValues) -> None:
+    from jointrd_jax import compare
+    from jointrd_jax.config import MAX_INT
+    from jointrd_jax.errors import whole_number
+    from jointrd_jax.system import runtime
+
+    seeds = [whole_number('seeds', seed, 0, MAX_INT) for seed in given.seeds]
+    runtime.configure()
+    variants = compare.parse_variants(given.variants)
+    compare.run(given.config, given.workdir, seeds, tuple(given.procedures), variants, given.report)

@@ -1,0 +1,20 @@
+"""Which source of images a config names."""
+
+import ml_collections
+
+from jointrd_jax.data.base import Dataset
+
+
+def load(config: ml_collections.ConfigDict) -> Dataset:
+    """The dataset named by `config.dataset.name`: 'digits', 'folder', or any prepared TFDS image-classification set.
+
+    Raises:
+      UserError: an unknown or unprepared dataset, with the command that prepares it.
+    """
+    if config.dataset.name == 'digits':
+        from jointrd_jax.data import digits as source
+    elif config.dataset.name == 'folder':
+        from jointrd_jax.data import folder as source
+    else:
+        from jointrd_jax.data import tfds as source
+    return source.load(config)

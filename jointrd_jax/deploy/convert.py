@@ -1,0 +1,180 @@
+"""Weight files into runs, runs into weight files (`jointrd convert`)."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from jointrd_jax.config import default
+from jointrd_jax.errors import UserError
+from jointrd_jax.method.networks import STAGE_SIZES, Network, Variables
+
+# What torchvision's weights expect, which were trained on ImageNet.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TOLERANCE = 1e-4  # of equivalent removal, relative
+
+
+class Source(NamedTuple):
+    """A network to convert, with the config, data and summary that its run directory has or will have."""
+
+    network: Network
+    variables: Variables
+    config: ml_collections.ConfigDict
+    data: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def config_of(network: Network, dataset: str, data_dir: str = '', side: int | None = None) -> ml_collections.ConfigDict:
+    """A config that describes `network` and images of `side` pixels (streamed ones are cropped to that)."""
+    config = default()
+    config.procedure = 'resnet' if network.shortcuts == 'all' else 'plain'
+    config.dataset.name, config.dataset.data_dir = dataset, data_dir
+    if side:
+        config.dataset.image_size, config.dataset.resize = side, round(side * 256 / 224)
+    model, sizes = config.model, tuple(network.stage_sizes)
+    model.block = 'bottleneck' if network.bottleneck else 'basic'
+    depths = {(STAGE_SIZES[depth], depth == 50): depth for depth in STAGE_SIZES}
+    if (sizes, network.bottleneck) in depths:
+        model.depth = depths[sizes, network.bottleneck]
+    else:
+        model.stage_sizes = sizes
+    model.width, model.stem, model.hidden = network.width, network.stem_kind, tuple(network.hidden)
+    model.dirac = bool(network.dirac)
+    model.shortcuts = network.shortcuts if isinstance(network.shortcuts, str) else ','.join(network.shortcuts)
+    return config
+
+
+def data_of(network: Network, channels: int, dataset: str | None, data_dir: str, side: int | None) -> tuple[str, dict]:
+    """(config.dataset.name, what a run remembers of its data) for a weight file that says neither.
+
+    Raises:
+      UserError: the dataset is not there, or has other classes or channels than the network.
+    """
+    if dataset:
+        from jointrd_jax import data
+
+        config = config_of(network, dataset, data_dir, side)
+        config.batch_size = 1  # only looked at: any number of images will do
+        opened = data.load(config)
+        opened.close()
+        about = data.base.as_config(opened)
+        if len(opened.classes) != network.num_classes or opened.image_shape[-1] != channels:
+            raise UserError(
+                f'the weights have {network.num_classes} classes and {channels} channels, '
+                f'{opened.name} has {len(opened.classes)} and {opened.image_shape[-1]}'
+            )
+        return dataset, about
+    name = 'imagenet2012' if network.num_classes == 1000 else 'unnamed'
+    side = side or (224 if network.stem_kind == 'imagenet' else 32)
+    return name, {
+        'dataset': name,
+        'classes': [str(i) for i in range(network.num_classes)],
+        'image_shape': [side, side, channels],
+        'mean': list(IMAGENET_MEAN) if channels == 3 else [0.0] * channels,
+        'std': list(IMAGENET_STD) if channels == 3 else [1.0] * channels,
+    }
+
+
+def open_source(path: Path, which: str, dataset: str | None, data_dir: str, side: int | None) -> Source:
+    """What `path` holds: a run, or a weight file."""
+    from jointrd_jax.runs import run_directory, weights
+    from jointrd_jax.system import files
+
+    if path.is_dir():
+        run = run_directory.load(path, which)
+        if run.summary is None:
+            raise UserError(f'{path} is not a finished run; continue its training first')
+        return Source(run.network, run.variables, run.config, run.data, run.summary)
+    network, variables, about = weights.load(path)
+    channels = variables['params']['stem']['conv']['kernel'].shape[2]
+    name, named = data_of(network, channels, dataset, data_dir, side)
+    if about is not None and not dataset:
+        name, named = str(about['dataset']).partition(':')[0], about
+    summary = {
+        'origin': str(path),
+        'origin_sha256': files.sha256(path),
+        'dataset': named['dataset'],
+        'epochs': 0,
+        'seed': 0,
+        'best_top1': None,
+        'last_top1': None,
+        'wall_seconds': 0.0,
+    }
+    return Source(network, variables, config_of(network, name, data_dir, side), named, summary)
+
+
+def without_shortcuts(source: Source) -> Source:
+    """The equivalent plain network, verified on random images.
+
+    Raises:
+      UserError: nothing to remove, or the result is further off than `TOLERANCE`.
+    """
+    from jointrd_jax.deploy.remove_shortcuts import removed
+
+    network, variables = removed(source.network, source.variables)
+    images = np.random.default_rng(0).normal(size=(8, *source.data['image_shape'])).astype(np.float32)
+    wanted = np.asarray(jax.jit(source.network.apply)(source.variables, images).logits)
+    found = np.asarray(jax.jit(network.apply)(variables, images).logits)
+    difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    print(f'shortcuts removed; the logits differ by {difference:.1e} relative')
+    if not difference <= TOLERANCE:
+        raise UserError(f'removal is not exact for these weights: the logits differ by {difference:.1e} relative')
+    config = config_of(network, source.config.dataset.name)
+    config.dataset = source.config.dataset
+    summary = {**source.summary, 'shortcuts_removed_from': source.summary.get('student_digest')}
+    return Source(network, variables, config, source.data, summary)
+
+
+def convert(
+    path: str | Path,
+    out: str | Path,
+    *,
+    which: str = 'last',
+    remove_shortcuts: bool = False,
+    dataset: str | None = None,
+    data_dir: str = '',
+    image_size: int | None = None,
+) -> None:
+    """Convert `path` into `out`; see the module's docstring.
+
+    Raises:
+      UserError: `path` holds no network, `out` holds something already, or they do not fit together.
+    """
+    from jointrd_jax.runs import provenance, run_directory, weights
+    from jointrd_jax.system import files
+
+    path, out = Path(path), Path(out)
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise UserError(f'{out} exists already; choose another --out')
+    if out.suffix in weights.ENDINGS and out.suffix != '.safetensors':
+        raise UserError(f'{out}: weights are written as .safetensors only')
+    if not path.exists():
+        raise UserError(f'{path}: no such run or weight file')
+    source = open_source(path, which, dataset, data_dir, image_size)
+    if remove_shortcuts:
+        source = without_shortcuts(source)
+    if out.suffix == '.safetensors':
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f'cannot write {out}: {error.strerror}') from error
+        weights.save(out, source.network, source.variables, source.data)
+    else:
+        network = source.network
+        summary = {
+            **source.summary,
+            'procedure': source.config.procedure,
+            'model': weights.name_of(network),
+            'depth': network.depth,
+            'stage_sizes': list(network.stage_sizes),
+            'width': network.width,
+            'shortcuts': source.config.model.shortcuts,
+            'dirac': source.config.model.dirac,
+            'student_digest': run_directory.digest(source.variables),
+            'versions': provenance.versions(),
+        }
+        with files.appearing(out) as directory:
+            run_directory.save(directory, source.config, source.variables, source.data, summary)
+    print(f'{weights.name_of(source.network)}: {path} -> {out}')

@@ -1,0 +1,314 @@
+"""From a run to a directory of deployable files, each run on the test images before it gets its name."""
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jointrd_jax import data
+from jointrd_jax.deploy import card, fold, onnx_graph, quantise, stablehlo, tflite
+from jointrd_jax.deploy.graph import Graph
+from jointrd_jax.deploy.runner import Runner
+from jointrd_jax.errors import UserError, choice_error, require
+from jointrd_jax.runs import provenance, run_directory, weights
+from jointrd_jax.system import files
+
+TOLERANCE = 1e-4  # largest difference of a float artifact's logits to the checkpoint's, relative
+RANDOM_IMAGES = 64  # run instead of the test images with `verify='random'`
+VERIFY = ('test', 'random')
+RUNTIMES = {'onnx': 'onnxruntime', 'int8': 'onnxruntime', 'tflite': 'ai-edge-litert', 'stablehlo': 'jax',
+            'safetensors': 'jax'}  # fmt: skip
+FILES = {'onnx': 'network.onnx', 'int8': 'network.int8.onnx', 'tflite': 'network.tflite',
+         'stablehlo': 'network.stablehlo', 'safetensors': 'network.safetensors'}  # fmt: skip
+FORMATS = ('onnx', 'tflite', 'stablehlo', 'safetensors')
+
+
+class Options(NamedTuple):
+    """What to export.
+
+    Attributes:
+      formats: of `FORMATS`.
+      batch: images per call; None: any number.
+      int8: also the quantised ONNX model.
+      pixels: artifacts take pixels 0..255 and normalise them, instead of normalised images.
+      platform: that the StableHLO file is for.
+      which: of the run's weights, 'last' or 'best'.
+      verify: 'test': on the test split; 'random': on random images, where the dataset is not at hand.
+      calibration: training images that fix the int8 scales.
+    """
+
+    formats: tuple[str, ...] = FORMATS
+    batch: int | None = None
+    int8: bool = False
+    pixels: bool = False
+    platform: str = 'cpu'
+    which: str = 'last'
+    verify: str = 'test'
+    calibration: int = 256
+
+
+DEFAULT = Options()
+
+
+class Batch(NamedTuple):
+    """Images [B, H, W, C] normalised, labels [B] (None: unknown), which of them count [B]."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    counts: np.ndarray
+
+
+def check(options: Options, out: Path) -> None:
+    """Everything that can be known to fail before anything is computed."""
+    for name in options.formats:
+        if name not in FORMATS:
+            raise choice_error('format', name, FORMATS)
+    if options.verify not in VERIFY:
+        raise choice_error('verify', options.verify, VERIFY)
+    if not options.formats:
+        raise UserError(f'no format to export; choose of {", ".join(FORMATS)}')
+    if options.int8 and 'onnx' not in options.formats:
+        raise UserError('int8 quantises the ONNX model; add onnx to the formats')
+    files.check_new(out)
+    if 'onnx' in options.formats:
+        require('onnx', 'onnx')
+        require('onnxruntime', 'onnx')
+    if 'tflite' in options.formats:
+        tflite.check_installed()
+
+
+def eval_batches(dataset: data.Dataset) -> Iterator[Batch]:
+    """The evaluation split as the network sees it, in batches of one size."""
+    fetch = jax.jit(lambda resident, batch: dataset.fetch(resident, batch, None))
+    for batch in dataset.eval_batches():
+        images, labels = fetch(dataset.resident, batch)
+        yield Batch(np.asarray(images), np.asarray(labels), batch['mask'])
+
+
+def random_batches(image_shape: tuple[int, ...], size: int) -> Iterator[Batch]:
+    """At least `RANDOM_IMAGES` images of normal noise."""
+    rng = np.random.default_rng(0)
+    for _ in range(-(-RANDOM_IMAGES // size)):
+        yield Batch(rng.normal(size=(size, *image_shape)).astype(np.float32), None, np.ones(size, bool))
+
+
+def calibration_batches(dataset: data.Dataset, images: int, size: int) -> list[np.ndarray]:
+    """The first training images, not augmented, in whole batches of `size`."""
+    fetch = jax.jit(lambda resident, batch: dataset.fetch(resident, batch, None))
+    found, count = [], 0
+    for batch in dataset.train_batches(0):
+        found.append(np.asarray(fetch(dataset.resident, batch)[0]))
+        count += len(found[-1])
+        if count >= max(images, size):
+            break
+    together = np.concatenate(found)
+    return [together[i : i + size] for i in range(0, len(together) - size + 1, size)]
+
+
+def to_pixels(images: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+    """Normalised images back to 0..255."""
+    return np.round((images * np.float32(about['std']) + np.float32(about['mean'])) * 255).astype(np.float32)
+
+
+class Agreement:
+    """How one artifact compares with the checkpoint, gathered batch by batch."""
+
+    def __init__(self) -> None:
+        self.difference, self.correct, self.images, self.labelled = 0.0, 0, 0, True
+
+    def add(self, batch: Batch, found: np.ndarray, wanted: np.ndarray) -> None:
+        found, wanted = found[batch.counts].astype(np.float64), wanted[batch.counts].astype(np.float64)
+        worst = np.abs(found - wanted).max(1) / np.abs(wanted).max(1)
+        self.difference = max(self.difference, float(worst.max())) if np.isfinite(worst).all() else float('inf')
+        self.images += len(found)
+        self.labelled &= batch.labels is not None
+        if batch.labels is not None:
+            self.correct += int((found.argmax(1) == batch.labels[batch.counts]).sum())
+
+    @property
+    def top1(self) -> float | None:
+        """Percent; None without labels."""
+        return round(100 * self.correct / self.images, 4) if self.labelled else None
+
+
+class Job:
+    """One export: `write` makes the files in a directory, `verify` runs them, `record` says what came out."""
+
+    def __init__(self, run: run_directory.Run, options: Options, dataset: data.Dataset | None):
+        self.run, self.options, self.dataset = run, options, dataset
+        self.image_shape = tuple(run.data['image_shape'])
+        self.batch_size = options.batch or run.config.eval_batch_size
+        self.graph = self.deployed_graph()
+
+    def deployed_graph(self) -> Graph:
+        graph = fold.fold(self.run.network, self.run.variables, self.image_shape)
+        if not self.options.pixels:
+            return graph
+        normalisation = self.run.data['mean'], self.run.data['std']
+        try:
+            return fold.fold_normalisation(graph, *normalisation)
+        except UserError:
+            return fold.normalisation_first(graph, *normalisation)
+
+    def batches(self) -> Iterator[Batch]:
+        return eval_batches(self.dataset) if self.dataset else random_batches(self.image_shape, self.batch_size)
+
+    def metadata(self, top1: float | None) -> dict[str, Any]:
+        """What an ONNX file says of itself."""
+        about = self.run.data
+        return {
+            'run': str(self.run.path),
+            'dataset': about['dataset'],
+            'classes': about['classes'],
+            'input_size': list(self.image_shape[:2]),
+            'input': 'pixels 0..255' if self.options.pixels else '(pixel / 255 - mean) / std',
+            'mean': about['mean'],
+            'std': about['std'],
+            'top1': 'unmeasured' if top1 is None else top1,
+        }
+
+    def write(self, directory: Path, top1: float | None) -> dict[str, Path]:
+        """Every artifact, by its kind."""
+        options, made = self.options, {}
+        makers: dict[str, Callable[[], bytes]] = {
+            'onnx': lambda: onnx_graph.model(self.graph, self.metadata(top1), options.batch),
+            'tflite': lambda: tflite.model(self.graph, options.batch),
+            'stablehlo': lambda: stablehlo.model(self.graph, options.platform, options.batch),
+        }
+        for name in options.formats:
+            made[name] = directory / FILES[name]
+            if name == 'safetensors':
+                weights.save(made[name], self.run.network, self.run.variables, self.run.data)
+            else:
+                made[name].write_bytes(makers[name]())
+        if options.int8:
+            made['int8'] = directory / FILES['int8']
+            made['int8'].write_bytes(quantise.model(made['onnx'].read_bytes(), self.calibration()))
+        return made
+
+    def calibration(self) -> list[np.ndarray]:
+        size = self.options.batch or 32
+        if self.dataset:
+            batches = calibration_batches(self.dataset, self.options.calibration, size)
+        else:
+            batches = [batch.images for batch in random_batches(self.image_shape, size)]
+        if self.options.pixels:
+            batches = [to_pixels(images, self.run.data) for images in batches]
+        return [np.ascontiguousarray(images.transpose(0, 3, 1, 2)) for images in batches]
+
+    def checkpoint_top1(self) -> tuple[float | None, list[np.ndarray], int]:
+        """The checkpoint's top-1 in percent, its logits batch by batch, and how many images there are."""
+        apply, own, logits = jax.jit(self.run.network.apply), Agreement(), []
+        for batch in self.batches():
+            logits.append(np.asarray(apply(self.run.variables, batch.images).logits))
+            own.add(batch, logits[-1], logits[-1])
+        return own.top1, logits, own.images
+
+    def verify(self, name: str, path: Path, logits: list[np.ndarray]) -> Agreement:
+        """Run an artifact in a fresh process on every image and compare with the checkpoint's logits.
+
+        Raises:
+          UserError: it does not run, or (float artifacts) computes something else.
+        """
+        found = Agreement()
+        try:
+            with Runner(path) as run:
+                for batch, wanted in zip(self.batches(), logits, strict=True):
+                    pixels = self.options.pixels and name != 'safetensors'
+                    found.add(batch, run(to_pixels(batch.images, self.run.data) if pixels else batch.images), wanted)
+        except RuntimeError as error:
+            raise UserError(f'{path.name} does not run in {RUNTIMES[name]}: {error}; nothing was exported') from error
+        if name != 'int8' and not found.difference <= TOLERANCE:
+            raise UserError(
+                f'{path.name} differs from the checkpoint by {found.difference:.1e} relative '
+                f'(allowed: {TOLERANCE:.0e}); nothing was exported'
+            )
+        return found
+
+
+def export(
+    workdir: str | Path,
+    out: str | Path,
+    options: Options = DEFAULT,
+    data_dir: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Export the run in `workdir` to the new directory `out` and return what `out/export.json` says.
+
+    `out` appears whole, after every artifact was loaded in a fresh process and compared, or not at all.
+
+    Raises:
+      UserError: bad options, no run, no dataset, a missing extra, or an artifact that computes something else.
+    """
+    out = Path(out)
+    check(options, out)
+    run = run_directory.load(workdir, options.which)
+    if run.summary is None:
+        say(f'{workdir} is not finished: these are the weights of its newest checkpoint')
+    run = run._replace(network=run.network.clone(dtype=np.dtype(np.float32)))
+    dataset = open_dataset(run, options, data_dir) if options.verify == 'test' else None
+    try:
+        with files.appearing(out) as directory:
+            return fill(directory, Job(run, options, dataset), say)
+    finally:
+        if dataset:
+            dataset.close()
+
+
+def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write and verify everything in `directory`; the record that `export.json` holds."""
+    run, options = job.run, job.options
+    top1, logits, images = job.checkpoint_top1()
+    artifacts = {}
+    for name, path in job.write(directory, top1).items():
+        found = job.verify(name, path, logits)
+        artifacts[name] = {
+            'file': path.name,
+            'bytes': path.stat().st_size,
+            'sha256': files.sha256(path),
+            'runtime': f'{RUNTIMES[name]} {importlib.metadata.version(RUNTIMES[name])}',
+            'images': found.images,
+            'max_relative_difference': found.difference,
+            'top1': found.top1,
+        }
+        shown = 'unmeasured' if found.top1 is None else f'{found.top1:.2f} %'
+        say(f'{path.name}: top-1 {shown}, logits differ by {found.difference:.1e} relative')
+    record = {
+        'run': str(run.path),
+        'which': options.which,
+        'finished': run.summary is not None,
+        'network': weights.name_of(run.network),
+        'digest': run_directory.digest(run.variables),
+        'operators': job.graph.operators(),
+        'parameters': job.graph.parameters(),
+        'macs': job.graph.macs(),
+        'batch': options.batch or 'dynamic',
+        'input': job.metadata(top1)['input'],
+        'data': run.data,
+        'verified_on': f'{images} {"test images of " + run.data["dataset"] if job.dataset else "random images"}',
+        'checkpoint_top1': top1,
+        'artifacts': artifacts,
+        'versions': provenance.versions(),
+    }
+    files.write_json(directory / 'export.json', record)
+    files.write_atomically(directory / 'README.md', card.text(record))
+    return record
+
+
+def open_dataset(run: run_directory.Run, options: Options, data_dir: str | None) -> data.Dataset:
+    """The run's dataset with its test split, in batches of the size that the artifacts take."""
+    config = run.config.copy_and_resolve_references()
+    config.dataset.validation_size = 0
+    config.dataset.data_dir = data_dir or config.dataset.data_dir
+    config.batch_size, config.eval_batch_size = 1, options.batch or config.eval_batch_size
+    dataset = data.load(config)
+    if len(dataset.classes) != run.network.num_classes or tuple(dataset.image_shape) != tuple(run.data['image_shape']):
+        dataset.close()
+        raise UserError(
+            f'{run.path} has {run.network.num_classes} classes and images of {run.data["image_shape"]}, the dataset '
+            f'{dataset.name} {len(dataset.classes)} and {list(dataset.image_shape)}'
+        )
+    return dataset

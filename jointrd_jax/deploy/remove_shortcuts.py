@@ -1,0 +1,74 @@
+"""Equivalent removal of shortcuts: a trained ResNet turned exactly into a wider plain network.
+
+The RM operation of RMNet (Meng et al., "RMNet: Equivalently Removing Residual Connection from Networks",
+2021). In a block, x >= 0 (its ReLU comes first) and
+
+    out = conv_n(relu(... conv_1(x))) + x
+
+*Reserving*: conv_1 gets as many more output channels as x has, each an identity kernel that copies one of
+x's; the ReLU leaves them alone. Convolutions in between copy them on. *Merging*: conv_n gets as many more
+input channels, with an identity kernel (or the projection's weights) that add x to out. A stride is taken
+by the identity kernel as the projection takes it. The price is width inside the block.
+"""
+
+import numpy as np
+
+from jointrd_jax.deploy.fold import fold_conv
+from jointrd_jax.errors import UserError
+from jointrd_jax.method.networks import BatchNorm, Network, Variables
+
+
+def identity_kernel(size: int, channels: int) -> np.ndarray:
+    """[size, size, channels, channels]: copies each channel."""
+    kernel = np.zeros((size, size, channels, channels))
+    kernel[size // 2, size // 2] = np.eye(channels)
+    return kernel
+
+
+def batch_norm(bias: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Parameters and statistics of a BatchNorm that only adds `bias`."""
+    ones = np.ones(len(bias), np.float32)
+    params = {'scale': ones * np.float32(np.sqrt(1 + BatchNorm.epsilon)), 'bias': bias.astype(np.float32)}
+    return params, {'mean': 0 * ones, 'var': ones}
+
+
+def removed(network: Network, variables: Variables) -> tuple[Network, Variables]:
+    """The plain network that computes what `network` computes, and its variables.
+
+    Raises:
+      UserError: there is no shortcut to remove.
+    """
+    kinds = network.block_shortcuts()
+    if set(kinds) == {'none'}:
+        raise UserError('the network has no shortcut to remove')
+    params, stats, hidden = dict(variables['params']), dict(variables['batch_stats']), []
+    for place, kind in zip(network.block_names, kinds):
+        layers = 3 if network.bottleneck else 2
+        folded = [fold_conv(variables, place, f'conv{i}', f'bn{i}') for i in range(1, layers + 1)]
+        reserved = 0 if kind == 'none' else folded[0][0].shape[2]
+        kernels, biases = [kernel for kernel, _ in folded], [bias for _, bias in folded]
+        for i, kernel in enumerate(kernels[:-1]):
+            size, inputs, outputs = kernel.shape[0], kernel.shape[2], kernel.shape[3]
+            copied = identity_kernel(size, reserved)
+            if i == 0:  # the copies read the block's input itself
+                kernels[i] = np.concatenate([kernel, copied], 3) if reserved else kernel
+            else:
+                kernels[i] = np.zeros((size, size, inputs + reserved, outputs + reserved))
+                kernels[i][:, :, :inputs, :outputs], kernels[i][:, :, inputs:, outputs:] = kernel, copied
+            biases[i] = np.concatenate([biases[i], np.zeros(reserved)])
+        if kind == 'identity':
+            merged = identity_kernel(kernels[-1].shape[0], reserved)
+        elif kind == 'projection':
+            projection, bias = fold_conv(variables, place, 'shortcut_conv', 'shortcut_bn')
+            merged = np.zeros((*kernels[-1].shape[:2], *projection.shape[2:]))
+            merged[merged.shape[0] // 2, merged.shape[1] // 2] = projection[0, 0]
+            biases[-1] = biases[-1] + bias
+        if reserved:
+            kernels[-1] = np.concatenate([kernels[-1], merged], 2)
+        hidden.append(kernels[0].shape[3])
+        params[place], stats[place] = {}, {}
+        for i, (kernel, bias) in enumerate(zip(kernels, biases), 1):
+            params[place][f'conv{i}'] = {'kernel': kernel.astype(np.float32)}
+            params[place][f'bn{i}'], stats[place][f'bn{i}'] = batch_norm(bias)
+    plain = network.clone(shortcuts='none', dirac=False, hidden=tuple(hidden))
+    return plain, {'params': params, 'batch_stats': stats}

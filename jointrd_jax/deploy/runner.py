@@ -1,0 +1,135 @@
+"""Run one exported file in a process of its own: images on standard input, logits on standard output.
+
+    python -m jointrd_jax.export.runner network.onnx
+
+Arrays travel as .npy with their length in front. The process knows the file and its runtime, nothing of
+the checkpoint. `Runner` is the other end.
+"""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+LENGTH = struct.Struct('<Q')
+Function = Callable[[np.ndarray], np.ndarray]
+
+
+def send(stream: BinaryIO, array: np.ndarray) -> None:
+    blob = io.BytesIO()
+    np.save(blob, array)
+    stream.write(LENGTH.pack(blob.tell()) + blob.getvalue())
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> np.ndarray | None:
+    """The next array; None at the end."""
+    head = stream.read(LENGTH.size)
+    return np.load(io.BytesIO(stream.read(*LENGTH.unpack(head)))) if len(head) == LENGTH.size else None
+
+
+def load_onnx(path: str) -> Function:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})[0]
+
+
+def load_tflite(path: str) -> Function:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path, num_threads=os.cpu_count())
+    entry, result = interpreter.get_input_details()[0]['index'], interpreter.get_output_details()[0]['index']
+
+    def run(images: np.ndarray) -> np.ndarray:
+        interpreter.resize_tensor_input(entry, images.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(entry, images)
+        interpreter.invoke()
+        return interpreter.get_tensor(result)
+
+    return run
+
+
+def load_stablehlo(path: str) -> Function:
+    from jax import export
+
+    call = export.deserialize(bytearray(Path(path).read_bytes())).call
+    return lambda images: np.asarray(call(images))
+
+
+def load_safetensors(path: str) -> Function:
+    import jax
+
+    from jointrd_jax.runs import weights
+    from jointrd_jax.system import runtime
+
+    runtime.configure()
+    network, variables, _ = weights.load(path)
+    apply = jax.jit(network.apply)
+    return lambda images: np.asarray(apply(variables, images).logits)
+
+
+LOADERS = {
+    '.onnx': load_onnx,
+    '.tflite': load_tflite,
+    '.stablehlo': load_stablehlo,
+    '.safetensors': load_safetensors,
+}
+
+
+class Runner:
+    """An exported file, running in a fresh process; call it with images [B, H, W, C], use it in a `with`.
+
+    Raises:
+      RuntimeError: the process ended; the message is what it said last.
+    """
+
+    def __init__(self, path: Path):
+        self.path, command = path, [sys.executable, '-W', 'ignore', '-m', __name__, str(path)]
+        self.errors = open(os.memfd_create('errors'), 'w+')
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        try:
+            send(self.process.stdin, images)
+            logits = receive(self.process.stdout)
+        except BrokenPipeError:
+            logits = None
+        if logits is None:
+            self.process.wait()
+            self.errors.seek(0)
+            said = self.errors.read().strip().splitlines()[-1:] or [f'status {self.process.returncode}']
+            raise RuntimeError(said[0])
+        return logits
+
+    def __enter__(self) -> 'Runner':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.errors):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+
+
+def main(path: str) -> None:
+    stream = os.fdopen(os.dup(1), 'wb')
+    os.dup2(2, 1)  # what a runtime prints must not end up between the arrays
+    run = LOADERS[Path(path).suffix](path)
+    while (images := receive(sys.stdin.buffer)) is not None:
+        send(stream, run(images))
+
+
+if __name__ == '__main__':
+    main(sys.argv[1])

@@ -1,0 +1,1 @@
+"""The method: its loss on one screen, and the networks it trains."""

@@ -1,0 +1,109 @@
+"""From a config to what it describes: networks, the method, the optimiser."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.tree_util import DictKey, tree_map_with_path
+
+from jointrd_jax.config import TRAINS_RESNET, in_epochs
+from jointrd_jax.errors import UserError
+from jointrd_jax.method.joint import Method
+from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, STAGE_SIZES, Network
+
+
+def resnet(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None) -> Network:
+    """The residual network of `config.model`'s shape; `axis_name` is used if BatchNorm is global."""
+    model = config.model
+    bottleneck = model.depth in BOTTLENECK_DEPTHS if model.block == 'auto' else model.block == 'bottleneck'
+    if model.block == 'auto' and model.stage_sizes:
+        bottleneck = False
+    return Network(
+        stage_sizes=tuple(model.stage_sizes) or STAGE_SIZES[model.depth],
+        bottleneck=bottleneck,
+        width=model.width,
+        num_classes=num_classes,
+        stem_kind=model.stem,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=axis_name if config.batch_norm == 'global' else None,
+        remat=config.remat,
+    )
+
+
+def student(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None) -> Network:
+    """The network that `config.procedure` trains: the ResNet, or `config.model`'s plain CNN."""
+    network = resnet(config, num_classes, axis_name)
+    if config.procedure in TRAINS_RESNET:
+        return network
+    shortcuts = config.model.shortcuts
+    return network.clone(
+        shortcuts=network.per_block(tuple(shortcuts.split(','))) if ',' in shortcuts else shortcuts,
+        dirac=config.model.dirac,
+        hidden=network.per_block(tuple(config.model.hidden)) if config.model.hidden else (),
+    )
+
+
+def taps(config: ml_collections.ConfigDict, network: Network) -> tuple[int, ...]:
+    """The block boundaries of the mixed paths: as listed, spread evenly, or the ends of all stages but the last."""
+    blocks = network.num_blocks
+    chosen = tuple(config.mix.taps)
+    if config.mix.num_taps:
+        chosen = tuple(round(i * blocks / (config.mix.num_taps + 1)) for i in range(1, config.mix.num_taps + 1))
+    chosen = chosen or network.stage_ends[:-1]
+    if not chosen:
+        raise UserError('a network of one stage has no end of a stage to tap before its last; set config.mix.taps')
+    if chosen[-1] >= blocks or len(set(chosen)) < len(chosen):
+        raise UserError(
+            f'config.mix: taps after the blocks {chosen} do not fit a network of {blocks} blocks; '
+            f'use ascending numbers from 0 to {blocks - 1}'
+        )
+    return chosen
+
+
+def method(config: ml_collections.ConfigDict, network: Network) -> Method:
+    """The loss of `config.procedure` for a student `network`: all that tells the procedures apart in the trainer."""
+    smoothing = config.label_smoothing
+    if config.procedure in ('jointrd', 'jointrd_scratch'):
+        return Method(taps(config, network), config.distill.weight, config.mix.average_paths, smoothing)
+    if config.procedure == 'feature_kd':
+        return Method(distill_weight=config.distill.weight, label_smoothing=smoothing)
+    if config.procedure in ('logit_kd', 'resnet_kd'):
+        kl = dict(kl_alpha=config.distill.alpha, kl_temperature=config.distill.temperature)
+        return Method(label_smoothing=smoothing, **kl)
+    return Method(label_smoothing=smoothing)
+
+
+def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Callable:
+    """step -> learning rate: linear warm-up, then the schedule named by config.optimizer.schedule."""
+    settings, epochs = config.optimizer, config.epochs
+
+    def steps(length: float) -> int:
+        return round(in_epochs(length, epochs) * steps_per_epoch)
+
+    peak, total, warmup = settings.learning_rate, epochs * steps_per_epoch, steps(settings.warmup_epochs)
+    if settings.schedule == 'cosine':
+        after = optax.cosine_decay_schedule(peak, max(total - warmup, 1))
+    elif settings.schedule == 'constant':
+        after = optax.constant_schedule(peak)
+    else:
+        every = max(steps(settings.drop_every), 1)
+        at = range(every, total, every) if settings.schedule == 'every' else map(steps, settings.drop_epochs)
+        drops = {max(step - warmup, 0): settings.drop_factor for step in at}
+        after = optax.piecewise_constant_schedule(peak, drops)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def decayed(params) -> object:
+    """Which parameters get weight decay: all but Dirac's alpha and beta."""
+    return tree_map_with_path(lambda path, _: path[-1] not in (DictKey('alpha'), DictKey('beta')), params)
+
+
+def optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> optax.GradientTransformation:
+    """SGD with momentum and L2 added to the gradient, as PyTorch's; optional clipping comes first."""
+    settings = config.optimizer
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
+        optax.sgd(schedule, momentum=settings.momentum or None, nesterov=settings.nesterov),
+    )

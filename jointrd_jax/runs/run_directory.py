@@ -1,0 +1,210 @@
+"""A run directory: what a training run (or an import of weights) leaves, and how others read it.
+
+config.json      the config, flat
+metrics.jsonl    a line per epoch
+summary.json     the result; written when the run is finished
+not_finite.json  {'step', 'term'} of the loss that ended the run; gone as soon as the run is continued
+checkpoints/     see `checkpoint`
+teacher/         the run directory of the teacher, if it was trained along
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from jointrd_jax import config as config_lib
+from jointrd_jax.errors import UserError
+from jointrd_jax.method.networks import Network, Variables
+from jointrd_jax.runs import from_config
+from jointrd_jax.runs.checkpoint import Checkpoints, damage
+from jointrd_jax.system import files
+
+CONFIG, METRICS, SUMMARY, NOT_FINITE = 'config.json', 'metrics.jsonl', 'summary.json', 'not_finite.json'
+MEASURES = ('last_top1', 'best_top1', 'last_top5', 'teacher_top1')  # of a summary: percent, or None where unmeasured
+DETAILS = {'student_digest': str, 'devices': str, 'versions': dict, 'taps': list}  # of a summary, where it has them
+MAX_SIDE = 1 << 16  # of images
+
+
+class Run(NamedTuple):
+    """A trained network with all that is needed to use it.
+
+    Attributes:
+      path: the run directory.
+      config: of the run.
+      network: its student (for procedure resnet, the ResNet).
+      variables: {'params', 'batch_stats'}, host arrays.
+      data: {'dataset', 'classes', 'image_shape', 'mean', 'std'}: what the network was trained on.
+      summary: of the finished run, or None.
+    """
+
+    path: Path
+    config: ml_collections.ConfigDict
+    network: Network
+    variables: Variables
+    data: dict[str, Any]
+    summary: dict[str, Any] | None
+
+
+def digest(variables: Variables) -> str:
+    """SHA-256 over parameters and running statistics: path, dtype, shape and bytes of each, in sorted order."""
+    sha = hashlib.sha256()
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    for path, leaf in sorted(((jax.tree_util.keystr(p), leaf) for p, leaf in leaves), key=lambda pair: pair[0]):
+        array = np.asarray(leaf)
+        sha.update(f'{path} {array.dtype} {array.shape}\n'.encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def read_config(path: Path) -> ml_collections.ConfigDict:
+    """The config of the run at `path`.
+
+    Raises:
+      UserError: no run there, or its config is not one.
+    """
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise UserError(f'{path} is not a run directory: it has no {CONFIG}')
+    flat = files.read_json(path / CONFIG)
+    config = config_lib.default()
+    try:
+        for name, value in flat.items():
+            node = config
+            *groups, leaf = name.split('.')
+            for group in groups:
+                node = node[group]
+            node[leaf] = tuple(value) if isinstance(value, list) else value
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{path / CONFIG} is not a config of this version: {error}') from error
+    try:
+        config_lib.validate(config)
+    except UserError as error:
+        raise UserError(f'{path / CONFIG}: {error}') from error
+    return config
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of the run at `path`; None while it is not finished.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = Path(path) / SUMMARY
+    if not path.is_file():
+        return None
+    summary = files.read_json(path)
+    if (
+        not isinstance(summary, dict)
+        or not isinstance(summary.get('procedure'), str)
+        or not isinstance(summary.get('wall_seconds'), int | float)
+        or not all(isinstance(summary.get(name), int | float | None) for name in MEASURES)
+        or not all(isinstance(summary.get(name, kind()), kind) for name, kind in DETAILS.items())
+    ):
+        raise UserError(f'{path} is damaged: not a summary; delete it and continue the run to have it written again')
+    return summary
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; none while there is no such file.
+
+    Raises:
+      UserError: a line, other than a torn last one, is not {name: number} with an epoch.
+    """
+    lines = files.read_text(path).splitlines() if path.is_file() else []
+    metrics = []
+    for i, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+            if i == len(lines):
+                break
+        is_line = isinstance(line, dict) and isinstance(line.get('epoch'), int)
+        if not is_line or not all(isinstance(value, int | float) for value in line.values()):
+            raise UserError(f'{path} is damaged: line {i} is not a line of metrics')
+        metrics.append(line)
+    return metrics
+
+
+def check_data(data: Any, where: Path) -> None:
+    """What a checkpoint says of its data must be usable: it decides what is built and allocated.
+
+    Raises:
+      UserError: it is not of the form of `data.base.as_config`.
+    """
+    forms = {
+        'dataset': lambda v: isinstance(v, str),
+        'classes': lambda v: isinstance(v, list) and v and all(isinstance(name, str) for name in v),
+        'image_shape': lambda v: len(v) == 3 and all(isinstance(n, int) and 0 < n <= MAX_SIDE for n in v),
+        'mean': lambda v: all(math.isfinite(n) for n in v),
+        'std': lambda v: all(math.isfinite(n) for n in v),
+    }
+    for name, is_fine in forms.items():
+        try:
+            fine = is_fine(data[name])
+        except (KeyError, TypeError):
+            fine = False
+        if not fine:
+            raise UserError(f'{where} does not say what its network was trained on: {name!r} is missing or damaged')
+
+
+def load(path: str | Path, which: str = 'last') -> Run:
+    """The network of the run at `path`: its 'last' weights or its 'best'.
+
+    Never of an older checkpoint than the newest: what is used elsewhere must be what the run's summary speaks of.
+
+    Raises:
+      UserError: no run, no checkpoint, or a damaged one; the message says which and where.
+    """
+    path = Path(path)
+    config, summary = read_config(path), read_summary(path)
+    checkpoints = Checkpoints(path)
+    step = max(checkpoints.steps(), default=None)
+    if step is None:
+        raise UserError(f'{path} has no finished checkpoint; run its training first')
+    if fault := damage(checkpoints.directory / str(step)):
+        again = f'delete {checkpoints.directory / str(step)}' + (f' and {path / SUMMARY}' if summary else '')
+        raise UserError(f'{fault}; to have it made again, {again} and run the training command once more')
+    data = checkpoints.meta(step).get('data')
+    check_data(data, checkpoints.directory / str(step))
+    network = from_config.student(config, len(data['classes']))
+    template = jax.eval_shape(
+        network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data['image_shape']), np.float32)
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template)
+    item = 'student' if which == 'last' else 'best'
+    variables = jax.tree.map(np.asarray, checkpoints.restore(step, {item: template})[item])
+    recorded = (summary or {}).get('student_digest')
+    if which == 'last' and recorded and digest(variables) != recorded:
+        raise UserError(
+            f'the weights of step {step} in {path} are not those that its {SUMMARY} records (student_digest); '
+            'one of the two was exchanged'
+        )
+    return Run(path, config, network, variables, data, summary)
+
+
+def save(
+    path: str | Path,
+    config: ml_collections.ConfigDict,
+    variables: Variables,
+    data: dict[str, Any],
+    summary: dict[str, Any],
+) -> None:
+    """Write a run directory that holds a network which was not trained here (imported weights).
+
+    Raises:
+      UserError: `path` holds something already.
+    """
+    with files.appearing(Path(path)) as temporary:
+        files.write_json(temporary / CONFIG, config_lib.flatten(config))
+        with contextlib.closing(Checkpoints(temporary, keep=1)) as checkpoints:
+            checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data})
+        files.write_json(temporary / SUMMARY, summary)

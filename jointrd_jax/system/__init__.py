@@ -1,0 +1,1 @@
+"""Files, processes, signals and hosts: what every command stands on."""

@@ -1,0 +1,197 @@
+"""Files that are whole or absent, and directories that one process owns."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jointrd_jax.errors import UserError
+from jointrd_jax.system import signals
+
+MAX_TEXT = 64 << 20  # bytes; far beyond any text file of ours, small enough to read whole
+REASON_LENGTH = 300
+
+
+def reason(error: BaseException) -> str:
+    """One short line for an exception of the system or of a library."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = ' '.join(str(error).split()) or type(error).__name__
+    if 'No space left on device' in text or 'RESOURCE_EXHAUSTED' in text:
+        return 'No space left on device'
+    return text if len(text) <= REASON_LENGTH else f'{text[:REASON_LENGTH]}...'
+
+
+def sync(path: Path) -> None:
+    """Until the file or directory `path` is on the disk itself (a power failure cannot take it back)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write `path` so that a reader, also after a crash, sees all of it or what was there before.
+
+    Raises:
+      UserError: the file cannot be written (permission, full disk, ...).
+    """
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f'cannot write {path}: {reason(error)}') from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + '\n')
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to `path`: all of it, on the disk, or nothing.
+
+    Raises:
+      UserError: it cannot be written (permission, full disk, ...).
+    """
+    try:
+        with open(path, 'ab', buffering=0) as file:
+            before, data = file.seek(0, os.SEEK_END), f'{line}\n'.encode()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {reason(error)}') from error
+
+
+def read_text(path: Path) -> str:
+    """The text in `path`, in bounded memory.
+
+    Raises:
+      UserError: unreadable, not UTF-8, or larger than any text file of ours.
+    """
+    try:
+        with open(path, 'rb') as file:
+            data = file.read(MAX_TEXT + 1)
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {reason(error)}') from error
+    if len(data) > MAX_TEXT:
+        raise UserError(f'{path} is larger than {MAX_TEXT >> 20} MiB, so it is not a file of ours')
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is damaged: not UTF-8 ({error.reason} at byte {error.start})') from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`.
+
+    Raises:
+      UserError: unreadable or not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path} is damaged: not JSON ({error})') from error
+
+
+def sha256(path: Path) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def check_new(directory: Path) -> None:
+    """A directory to make must not be there yet, or be empty.
+
+    Raises:
+      UserError: it holds something, or is a file.
+    """
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UserError(f'{directory} exists and is not an empty directory; choose another')
+
+
+@contextlib.contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """A temporary directory to fill, which becomes `directory` when the body ends well and else vanishes.
+
+    Raises:
+      UserError: `directory` holds something already, or nothing can be written there.
+    """
+    directory = directory.absolute()
+    check_new(directory)
+    temporary = directory.with_name(f'.{directory.name}.{os.getpid()}.tmp')
+    try:
+        with signals.removed_if_ended(temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, directory)
+    except OSError as error:
+        raise UserError(f'cannot write {directory}: {error.strerror or error}') from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """Make `directory` and hold it for this process; a lock that its owner died with is free.
+
+    The lock is the kernel's (flock), so it ends with its owner however that dies; the text in the
+    file only tells others who holds it.
+
+    Raises:
+      UserError: another live process holds it (its host and number are named), or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / '.lock', 'a+')
+    except OSError as error:
+        raise UserError(f'cannot use {directory} as a workdir: {reason(error)}') from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f'{directory} is in use by {read_owner(lock)}; wait for it, end it, or use another --workdir'
+            ) from None
+        except OSError as error:
+            raise UserError(f'cannot lock {directory}, so two runs could meet in it: {reason(error)}') from error
+        try:
+            lock.truncate(0)
+            lock.write(f'process {os.getpid()} on host {socket.gethostname()}\n')
+            lock.flush()
+        except OSError as error:
+            raise UserError(f'cannot write {directory / ".lock"}: {reason(error)}') from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.truncate(0)
+
+
+def read_owner(lock: Any) -> str:
+    """Who holds a taken lock; its owner writes that right after taking it."""
+    for _ in range(20):
+        lock.seek(0)
+        owner = lock.read(1000).strip()
+        if owner:
+            return owner
+        time.sleep(0.05)
+    return 'another process'

@@ -1,0 +1,1 @@
+"""The training run: what is checked, stepped, evaluated, recorded and shown."""

@@ -1,0 +1,151 @@
+"""Where the student's gradient comes from: through the teacher's later blocks, or through the student itself.
+
+L = m * A + B, A being what the mixed paths lose and B what the student itself loses (see `joint`). The two
+gradients are computed apart, by two backward passes, in a program of its own, so that the training
+step costs nothing more. config.log.gradients says in which epochs it runs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+
+from jointrd_jax.data import Dataset
+from jointrd_jax.method import joint
+from jointrd_jax.method.joint import STUDENT, Method, Networks
+from jointrd_jax.train.step import AXIS, TrainState, replicated
+
+Tree = Any
+LOOKS = 4  # steps of a measured epoch that are looked at, spread evenly
+
+
+def stages(params: dict[str, Tree]) -> dict[str, list[Tree]]:
+    """Parameters by stage: 'stage1_block1' and 'stage1_block2' are of 'stage1'; 'stem' and 'head' stand alone."""
+    found: dict[str, list[Tree]] = {}
+    for name, tree in params.items():
+        found.setdefault(name.split('_')[0], []).append(tree)
+    return found
+
+
+def by_origin(
+    params: Tree, stats: Tree, images: jax.Array, labels: jax.Array, mix: jax.typing.ArrayLike, **loss_arguments: Any
+) -> dict[str, Tree]:
+    """{'teacher': gradient of m * A, 'student': gradient of B} with respect to the student's parameters.
+
+    L is linear in m, so B is L at m = 0 and A its slope. The other arguments are those of `joint.joint_loss`.
+    """
+
+    def parts(student: Tree) -> tuple[jax.Array, jax.Array]:
+        def loss(m):
+            return joint.joint_loss({**params, STUDENT: student}, stats, images, labels, mix=m, **loss_arguments)[0]
+
+        return jax.jvp(loss, (jnp.zeros(()),), (jnp.ones(()),))
+
+    _, pull = jax.vjp(parts, params[STUDENT])
+    zero = jnp.zeros(())
+    gradients = {'student': pull((zero + 1, zero))[0]}
+    if loss_arguments['method'].taps:
+        gradients['teacher'] = pull((zero, jnp.asarray(mix, jnp.float32)))[0]
+    return gradients
+
+
+def mixture(gradients: dict[str, Tree]) -> dict[str, jax.Array]:
+    """Per stage, as 'gradient/STAGE/...': the norm by origin; with two origins also the teacher's share of the
+    sum of both norms, and the cosine of the angle between the two gradients."""
+    found = {}
+    student = stages(gradients['student'])
+    teacher = stages(gradients['teacher']) if 'teacher' in gradients else {}
+    for stage, own in student.items():
+        norm = optax.tree.norm(own)
+        found[f'gradient/{stage}/student'] = norm
+        if teacher:
+            other = optax.tree.norm(teacher[stage])
+            dot = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(teacher[stage])))
+            found[f'gradient/{stage}/teacher'] = other
+            found[f'gradient/{stage}/share'] = other / jnp.maximum(norm + other, 1e-30)
+            found[f'gradient/{stage}/cosine'] = dot / jnp.maximum(norm * other, 1e-30)
+    return found
+
+
+def make_measure(
+    dataset: Dataset, networks: Networks, method: Method, mixing_weight: Callable, seed: int, devices: jax.sharding.Mesh
+) -> Callable:
+    """(state, frozen, resident, batch, epoch) -> `mixture` of the gradient that the step at hand takes."""
+
+    def device_measure(state: TrainState, frozen: Tree, images: jax.Array, labels: jax.Array, epoch: jax.Array):
+        teacher = state.teacher or frozen
+        outputs = networks.teacher.apply(teacher['variables'], images) if method.reads_teacher else None
+        gradients = by_origin(
+            state.params, state.stats, images, labels, mixing_weight(epoch),
+            networks=networks, method=method,
+            teacher=teacher['variables'] if teacher else None,
+            teacher_logits=outputs.logits if outputs else None,
+            teacher_features=outputs.features if outputs else None,
+            margin=teacher['margin'] if method.distill_weight else None,
+        )  # fmt: skip
+        return mixture(jax.lax.pmean(gradients, AXIS))
+
+    mapped = jax.shard_map(
+        device_measure, mesh=devices, in_specs=(P(), P(), P(AXIS), P(AXIS), P()), out_specs=P(), check_vma=False
+    )
+
+    def measure(state: TrainState, frozen: Tree, resident: Tree, batch: Tree, epoch: jax.Array) -> Tree:
+        images, labels = dataset.fetch(resident, batch, jax.random.fold_in(jax.random.key(seed), state.step))
+        return mapped(state, frozen, images, labels, epoch)
+
+    return jax.jit(measure, out_shardings=replicated(devices))
+
+
+class Probe:
+    """Measures the mixture at `LOOKS` steps of every config.log.gradients-th epoch, and of the first and the last.
+
+    Args:
+      config: the run's.
+      steps_per_epoch: of the run.
+      measure: from `make_measure`.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, steps_per_epoch: int, measure: Callable):
+        self.every, self.epochs, self.steps_per_epoch = config.log.gradients, config.epochs, steps_per_epoch
+        self.stride = max(steps_per_epoch // LOOKS, 1)
+        self.measure = measure
+        self.seen: list[dict[str, jax.Array]] = []
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look before `step` is taken."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        in_epoch = self.every and (epoch + 1 in (1, self.epochs) or (epoch + 1) % self.every == 0)
+        return bool(in_epoch) and within % self.stride == 0 and within // self.stride < LOOKS
+
+    def look(self, step: int, *arguments: Any) -> None:
+        """Measure before `step` is taken; `arguments` are those of the step."""
+        self.seen.append(self.measure(*arguments, step // self.steps_per_epoch))
+
+    def take(self) -> dict[str, float]:
+        """The means over what was seen since the last call (norms are means of norms); {} if nothing was.
+
+        Without the cosines of stages that one origin did not reach: nothing has no direction.
+        """
+        seen, self.seen = jax.device_get(self.seen), []
+        means = {name: float(np.mean([look[name] for look in seen])) for name in seen[0]} if seen else {}
+
+        def has_angle(stage: str) -> bool:
+            return all(means[f'{stage}/{origin}'] > 0 for origin in ('teacher', 'student'))
+
+        return {
+            n: mean for n, mean in means.items() if not n.endswith('/cosine') or has_angle(n.removesuffix('/cosine'))
+        }
+
+    def looks(self) -> list[dict[str, float]]:
+        """What was seen since the last `take`, as JSON values: an interrupted epoch keeps its measurements."""
+        self.seen = jax.device_get(self.seen)
+        return [{name: float(value) for name, value in look.items()} for look in self.seen]
+
+    def resume(self, looks: list[dict[str, float]]) -> None:
+        """Go on from the `looks` of an interrupted run."""
+        self.seen = [{name: np.float32(value) for name, value in look.items()} for look in looks]

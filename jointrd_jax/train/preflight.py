@@ -1,0 +1,114 @@
+"""What must agree before a run starts: batches, workdir, teacher, initial weights. Each raises UserError."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from jointrd_jax import config as config_lib, data
+from jointrd_jax.errors import UserError
+from jointrd_jax.method.networks import Network
+from jointrd_jax.runs import run_directory
+from jointrd_jax.system import files
+
+# Fields that may change when a run is continued: they do not change its result.
+LOGGING = tuple(name for name in config_lib.FIELDS if name.startswith('log.'))
+HARMLESS = (
+    'checkpoint.every_steps',
+    'checkpoint.keep',
+    'checkpoint.accept_changes',
+    'dataset.data_dir',
+    'dataset.workers',
+    'teacher.path',
+    *LOGGING,
+)
+# What two networks must share to have the same blocks.
+SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
+
+
+def batches(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
+    """Batches must divide over the devices and fit the data."""
+    devices = jax.device_count()
+    for name in ('batch_size', 'eval_batch_size'):
+        size = config[name]
+        if size % devices:
+            below = size // devices * devices
+            fitting = f'{below} or {below + devices}' if below else devices
+            raise UserError(f'config.{name}={size} does not divide over {devices} devices; {fitting} would')
+    steps = config.epochs * (dataset.train_size // config.batch_size)
+    if steps > config_lib.MAX_INT:
+        raise UserError(
+            f'config.epochs={config.epochs} of {dataset.name} are {steps} steps, more than {config_lib.MAX_INT}; '
+            'give fewer epochs or a larger config.batch_size'
+        )
+    if config.batch_size > dataset.train_size:
+        raise UserError(
+            f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images '
+            f'of {dataset.name}'
+        )
+
+
+def workdir(config: ml_collections.ConfigDict, directory: Path) -> None:
+    """A workdir belongs to one config; only fields that cannot change the result may differ."""
+    if not (directory / run_directory.CONFIG).exists():
+        return
+    before = files.read_json(directory / run_directory.CONFIG)
+    if not isinstance(before, dict):
+        raise UserError(f'{directory / run_directory.CONFIG} is damaged: not a config')
+    same_config(config, before, directory)
+
+
+def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], directory: Path) -> None:
+    """The flat config that the run in `directory` began with allows only harmless differences."""
+    now = json.loads(json.dumps(config_lib.flatten(config)))
+    decisive = set()
+    if config.on_nan == 'rollback':  # it goes to the newest scheduled checkpoint
+        decisive.add('checkpoint.every_steps')
+    if config.steps_per_dispatch > 1:  # these part the steps that are taken at once, by a program with its own rounding
+        decisive |= {'checkpoint.every_steps', 'log.gradients'}
+    harmless = set(HARMLESS) - decisive
+    changed = [
+        f'{name}: {before.get(name)!r} there, {now.get(name)!r} now'
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in harmless
+    ]
+    if changed:
+        raise UserError(f'{directory} holds a run of another config ({"; ".join(changed)}); use another --workdir')
+
+
+def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> None:
+    """`config.restore` must hold the same network, for the same classes unless the head is new."""
+    if config.restore_head == 'new' and not config.restore:
+        raise UserError(
+            'config.restore_head=new needs config.restore=RUN, the run to start from (see configs/finetune.py)'
+        )
+    if config.restore:
+        other = run_directory.load(config.restore)
+        channels = other.data['image_shape'][-1], dataset.image_shape[-1]
+        if channels[0] != channels[1]:
+            raise UserError(
+                f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
+            )
+        same(f'config.restore={config.restore}', other.network, student, SHAPE_FIELDS + ('shortcuts', 'dirac'))
+        if config.restore_head == 'keep':
+            classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+
+
+def same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> None:
+    """Two networks must agree in `fields`; the error names both sides."""
+    for field in fields:
+        if getattr(there, field) != getattr(here, field):
+            raise UserError(
+                f'{what} has {field} {getattr(there, field)} (depth {there.depth}) '
+                f'but this run needs {field} {getattr(here, field)} (depth {here.depth})'
+            )
+
+
+def classes(what: str, there: list[str], here: tuple[str, ...]) -> None:
+    if len(there) != len(here):
+        raise UserError(f'{what} has {len(there)} classes but the dataset of this run has {len(here)}')
+    for i, (a, b) in enumerate(zip(there, here)):
+        if a != b:
+            raise UserError(f'{what} calls class {i} {a!r} but the dataset of this run calls it {b!r}')

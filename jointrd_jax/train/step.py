@@ -1,0 +1,339 @@
+"""The training step and the evaluation step: what runs on the devices.
+
+The training step is a per-device function over a named axis with `pmean`, mapped over the devices by
+`jax.shard_map` in one place. This is the pmapped step in its current form: jax.pmap's own docstring
+points there. It is the same on one device, on several, and on several hosts.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from jointrd_jax.method import joint, losses
+from jointrd_jax.method.joint import STUDENT, Method, Networks
+from jointrd_jax.method.networks import Connectors, Network, Variables
+
+if TYPE_CHECKING:  # the step itself needs nothing beyond jax, flax and optax (see benchmark.py)
+    from jointrd_jax.data import Dataset
+
+AXIS = 'data'
+Tree = Any
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step changes.
+
+    Attributes:
+      step: steps taken.
+      params: trained parameters, {'student': ..., 'connectors': ...}.
+      stats: running statistics, with the same keys.
+      opt_state: of the optimiser over `params`.
+      teacher: {'variables', 'margin', 'opt_state'} while the teacher trains too, else None; a frozen
+        teacher is an argument of the step, {'variables', 'margin'}.
+      sums: each loss term summed over the steps of the epoch.
+      rate_scale: factor on the learning rate, below 1 after a rollback from a loss that was not finite.
+      fault: {'step', 'term'}: the first step whose loss was not finite and which of `suspects(sums)` it was; -1: none.
+    """
+
+    step: jax.Array
+    params: Tree
+    stats: Tree
+    opt_state: Tree
+    teacher: Tree
+    sums: dict[str, jax.Array]
+    rate_scale: jax.Array
+    fault: dict[str, jax.Array]
+
+    @property
+    def student(self) -> Variables:
+        return {'params': self.params[STUDENT], 'batch_stats': self.stats[STUDENT]}
+
+    @property
+    def learned_teacher(self) -> Variables | None:
+        return self.teacher['variables'] if self.teacher else None
+
+
+def mesh() -> jax.sharding.Mesh:
+    """All devices of all hosts in one row."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def replicated(devices: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(devices, P())
+
+
+def replicate(tree: Tree, devices: jax.sharding.Mesh) -> Tree:
+    """A host tree (the same on every host) as arrays replicated over all devices.
+
+    Through jit, since arrays that `device_put` makes global from local ones cannot be saved by Orbax.
+    """
+    return jax.jit(lambda t: t, out_shardings=replicated(devices))(tree)
+
+
+def put(batches: Sequence[dict[str, np.ndarray]], devices: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """A host's shares of a step's batch, or of several steps' stacked, as arrays sharded over all devices."""
+    if len(batches) == 1:
+        (stacked,), sharding = batches, NamedSharding(devices, P(AXIS))
+    else:
+        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        sharding = NamedSharding(devices, P(None, AXIS))
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in stacked.items()}
+
+
+def margin(network: Network, variables: Variables) -> jax.Array:
+    """The margin of D, from the last BatchNorm of the teacher's last block."""
+    block = variables['params'][network.block_names[-1]]
+    norm = block['bn3' if network.bottleneck else 'bn2']
+    return losses.margins(norm['scale'], norm['bias'])
+
+
+def term_names(method: Method, trains_teacher: bool) -> tuple[str, ...]:
+    """The terms a step reports, in a fixed order."""
+    paths = joint.path_names(method.taps)
+    return (
+        'loss',
+        *(f'ce/{path}' for path in paths),
+        *(f'distill/{path}' for path in paths if method.distill_weight),
+        *(['kl/student'] if method.kl_alpha else []),
+        *(['ce/teacher'] if trains_teacher else []),
+        'gradient_norm',
+    )
+
+
+def fresh_sums(names: tuple[str, ...]) -> dict[str, jax.Array]:
+    return {name: jnp.zeros((), jnp.float32) for name in names}
+
+
+def initial_state(
+    key: jax.Array,
+    networks: Networks,
+    method: Method,
+    image_shape: tuple[int, int, int],
+    optimizer: optax.GradientTransformation,
+    trains_teacher: bool,
+    student: Variables | None = None,
+) -> TrainState:
+    """A fresh state; `student` gives other initial weights than random ones. Traceable."""
+    student_key, connector_key, teacher_key = jax.random.split(key, 3)
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = {STUDENT: student or networks.student.init(student_key, images)}
+    if method.distill_weight:
+        features = jax.eval_shape(networks.student.apply, variables[STUDENT], images).features
+        maps = {path: jnp.zeros(features.shape) for path in joint.path_names(method.taps)}
+        variables['connectors'] = networks.connectors.init(connector_key, maps, train=False)
+    params = {name: tree['params'] for name, tree in variables.items()}
+    teacher = None
+    if trains_teacher:
+        teacher = networks.teacher.init(teacher_key, images)
+        teacher = {
+            'variables': teacher,
+            'margin': margin(networks.teacher, teacher),
+            'opt_state': optimizer.init(teacher['params']),
+        }
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        stats={name: tree['batch_stats'] for name, tree in variables.items()},
+        opt_state=optimizer.init(params),
+        teacher=teacher,
+        sums=fresh_sums(term_names(method, trains_teacher)),
+        rate_scale=jnp.ones((), jnp.float32),
+        fault={'step': jnp.full((), -1, jnp.int32), 'term': jnp.full((), -1, jnp.int32)},
+    )
+
+
+def scaled(updates: Tree, factor: jax.Array) -> Tree:
+    """The updates at `factor` times the learning rate (momentum is kept before the rate, so it is as it was)."""
+    return jax.tree.map(lambda update: update * factor, updates)
+
+
+def update_teacher(
+    teacher: Tree,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    smoothing: float,
+    images: jax.Array,
+    labels: jax.Array,
+    rate_scale: jax.Array,
+) -> tuple[Tree, Any, jax.Array]:
+    """The teacher's own step on CE(R(x), y) with batch statistics ("from scratch"); its outputs from before it."""
+
+    def loss_fn(params):
+        variables = {**teacher['variables'], 'params': params}
+        outputs, updates = network.apply(variables, images, train=True, mutable=['batch_stats'])
+        return losses.cross_entropy(outputs.logits, labels, smoothing), (outputs, updates['batch_stats'])
+
+    (loss, (outputs, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(teacher['variables']['params'])
+    grads, stats, loss = jax.lax.pmean((grads, stats, loss), AXIS)
+    updates, opt_state = optimizer.update(grads, teacher['opt_state'], teacher['variables']['params'])
+    params = optax.apply_updates(teacher['variables']['params'], scaled(updates, rate_scale))
+    teacher = {**teacher, 'variables': {'params': params, 'batch_stats': stats}, 'opt_state': opt_state}
+    return teacher, outputs, loss
+
+
+@jax.jit
+def copy(tree: Variables) -> Variables:
+    """A tree with buffers of its own, which survive the donation of the original's."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def is_student(path: tuple) -> bool:
+    return getattr(path[0], 'name', '') in ('params', 'stats') and path[1].key == STUDENT
+
+
+def trainer_item(state: TrainState) -> dict[str, jax.Array]:
+    """All of a state but the student's variables, flat: {path: array}."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if not is_student(path)}
+
+
+def with_items(template: TrainState, items: dict[str, Any]) -> TrainState:
+    """The state whose student is items['student'] and whose rest is items['trainer'] (see `trainer_item`)."""
+    student = {'params': items['student']['params'], 'stats': items['student']['batch_stats']}
+
+    def leaf(path, _):
+        if not is_student(path):
+            return items['trainer'][jax.tree_util.keystr(path)]
+        node = student[path[0].name]
+        for key in path[2:]:
+            node = node[key.key]
+        return node
+
+    return jax.tree_util.tree_map_with_path(leaf, template)
+
+
+def make_device_step(
+    networks: Networks,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    steps_per_epoch: int,
+    mixing_weight: Callable[[jax.Array], jax.Array],
+    num_paths: int,
+) -> Callable:
+    """(state, frozen teacher or None, images, labels) -> state: one step on one device's share of the batch.
+
+    `mixing_weight` is of the epoch, which starts the sums of the terms anew; `num_paths` divides the
+    averaged loss also when `method` has dropped paths whose weight is zero.
+    """
+
+    def device_step(state: TrainState, frozen: Tree, images: jax.Array, labels: jax.Array) -> TrainState:
+        teacher, terms, outputs = state.teacher or frozen, {}, None
+        if state.teacher:
+            teacher, outputs, terms['ce/teacher'] = update_teacher(
+                teacher, networks.teacher, optimizer, method.label_smoothing, images, labels, state.rate_scale
+            )
+            state = state.replace(teacher=teacher)
+        elif method.reads_teacher:
+            outputs = networks.teacher.apply(teacher['variables'], images)
+
+        def loss_fn(params):
+            return joint.joint_loss(
+                params, state.stats, images, labels,
+                networks=networks, method=method, num_paths=num_paths,
+                mix=mixing_weight(state.step // steps_per_epoch),
+                teacher=teacher['variables'] if teacher else None,
+                teacher_logits=outputs.logits if outputs else None,
+                teacher_features=outputs.features if outputs else None,
+                margin=teacher['margin'] if method.distill_weight else None,
+            )  # fmt: skip
+
+        (_, (student_terms, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        grads, stats, student_terms = jax.lax.pmean((grads, stats, student_terms), AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        goes_on = (state.step % steps_per_epoch != 0).astype(jnp.float32)
+        terms |= {**student_terms, 'gradient_norm': optax.tree.norm(grads)}
+        return state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, scaled(updates, state.rate_scale)),
+            stats=stats,
+            opt_state=opt_state,
+            sums={name: goes_on * total + terms.get(name, 0) for name, total in state.sums.items()},
+            fault=first_fault(state, terms),
+        )
+
+    return device_step
+
+
+def suspects(names: Iterable[str]) -> list[str]:
+    """Terms in the order in which they are asked whether they are finite: causes before what they add up to.
+
+    The same for every container of the names: inside jit a dict's keys are sorted.
+    """
+    return sorted(names, key=lambda name: (('loss', 'gradient_norm').index(name) if '/' not in name else -1, name))
+
+
+def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """`state.fault`, or this step with its first term that is not finite (judged on the device: no sync)."""
+    bad = jnp.stack([~jnp.isfinite(terms.get(name, 0.0)) for name in suspects(state.sums)])
+    is_first = bad.any() & (state.fault['step'] < 0)
+    return {
+        'step': jnp.where(is_first, state.step, state.fault['step']),
+        'term': jnp.where(is_first, jnp.argmax(bad).astype(jnp.int32), state.fault['term']),
+    }
+
+
+def make_train_step(
+    dataset: 'Dataset', device_step: Callable, seed: int, devices: jax.sharding.Mesh, steps: int = 1
+) -> Callable:
+    """(state, frozen, resident, batch) -> (state, report), jitted and mapped over `devices`.
+
+    The state is donated; the report, a copy of its 'sums' and 'fault', stays readable, so that the
+    host can look at it steps later without holding up the device.
+    What is random is drawn for the whole batch from (seed, step), so it does not depend on the devices.
+    With `steps` > 1 one call takes so many steps, on as many batches stacked ([steps, B, ...], see `put`).
+    """
+    mapped = jax.shard_map(
+        device_step,
+        mesh=devices,
+        in_specs=(P(), P(), P(AXIS), P(AXIS)),
+        out_specs=P(),
+        check_vma=False,  # gradients are per device until the explicit pmean
+    )
+
+    def train_step(state: TrainState, frozen: Tree, resident: Tree, batch: Tree) -> tuple[TrainState, Tree]:
+        def one(state: TrainState, batch: Tree) -> tuple[TrainState, None]:
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            images, labels = dataset.fetch(resident, batch, key)
+            return mapped(state, frozen, images, labels), None
+
+        state, _ = one(state, batch) if steps == 1 else jax.lax.scan(one, state, batch)
+        return state, {'sums': state.sums, 'fault': state.fault}
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(devices))
+
+
+def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]) -> Callable:
+    """(student, teacher, resident, batch) -> {network: counts [top-1, top-5]} and the number of images.
+
+    'teacher' is evaluated if its variables are given; with `taps` every hybrid path as well.
+    """
+
+    def counts(logits, labels, mask):
+        hit = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
+        return jnp.stack([(hit[:, 0] & mask).sum(), (hit.any(-1) & mask).sum()])
+
+    @jax.jit
+    def eval_step(student: Variables, teacher: Variables | None, resident: Tree, batch: Tree) -> Tree:
+        images, labels = dataset.fetch(resident, batch, None)
+        outputs = networks.student.apply(student, images, taps=taps)
+        logits = {STUDENT: outputs.logits}
+        if teacher:
+            logits['teacher'] = networks.teacher.apply(teacher, images).logits
+            if taps:
+                paths = joint.residual_paths(networks.teacher, teacher, outputs.taps, taps)
+                logits |= {name: z for name, (z, _) in zip(joint.path_names(taps), paths)}
+        return {name: counts(z, labels, batch['mask']) for name, z in logits.items()}, batch['mask'].sum()
+
+    return eval_step
+
+
+def networks_for(student: Network, teacher: Network | None, method: Method) -> Networks:
+    """The student, its teacher, and connectors where the method distils features."""
+    connectors = Connectors(student.dtype, student.axis_name) if method.distill_weight else None
+    return Networks(student, teacher, connectors)

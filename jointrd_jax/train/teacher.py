@@ -1,0 +1,70 @@
+"""The frozen teacher of a run: where it comes from, and whether it is what it claims to be."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from jointrd_jax import data
+from jointrd_jax.data.base import as_config
+from jointrd_jax.errors import UserError
+from jointrd_jax.method.joint import Method
+from jointrd_jax.method.networks import Network, Variables
+from jointrd_jax.runs import from_config, run_directory, weights
+from jointrd_jax.train import preflight
+
+TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
+
+
+class Teacher(NamedTuple):
+    """A frozen teacher: its network and variables, and the run or file it came from with its summary."""
+
+    network: Network
+    variables: Variables
+    origin: str
+    summary: dict[str, Any]
+    digest: str
+    top1: float | None = None  # here, percent; None until evaluated
+
+
+def recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config that trains the teacher of `config`."""
+    config = config.copy_and_resolve_references()
+    config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
+    return config
+
+
+def load(
+    config: ml_collections.ConfigDict, path: Path, dataset: data.Dataset, student: Network, method: Method
+) -> Teacher:
+    """The teacher kept in `path`, a finished run or a file of weights.
+
+    Raises:
+      UserError: there is none, or it does not fit the student, the method or the dataset.
+    """
+    what, channels = f'teacher {path}', dataset.image_shape[-1]
+    if weights.is_weight_file(path):
+        network, variables, about = weights.load(path, from_config.resnet(config, len(dataset.classes)), channels)
+        found = run_directory.Run(path, config, network, variables, about or as_config(dataset), {})
+    else:
+        found = run_directory.load(path, config.teacher.which)
+    if found.summary is None:
+        raise UserError(f'{what} is not a finished run: it has no {run_directory.SUMMARY}; continue its training first')
+    preflight.classes(what, found.data['classes'], dataset.classes)
+    network = found.network.clone(dtype=student.dtype, remat=student.remat)
+    if method.taps or method.distill_weight:
+        preflight.same(what, network, student, preflight.SHAPE_FIELDS)
+    if found.data['image_shape'][-1] != channels:
+        raise UserError(f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {channels}')
+    return Teacher(network, found.variables, str(path), found.summary, run_directory.digest(found.variables))
+
+
+def check_record(teacher: Teacher, top1: float, which: str, dataset: data.Dataset) -> None:
+    """Raises UserError if the `which` ('last' | 'best') top-1 that its run recorded on these images is not `top1`."""
+    recorded = teacher.summary.get(f'{which}_top1')
+    same_images = teacher.summary.get('eval_images') == [dataset.name, dataset.eval_size]
+    if recorded is not None and same_images and abs(top1 - recorded) > TOLERANCE:
+        raise UserError(
+            f'teacher {teacher.origin} reaches {top1:.2f} % top-1 here but its summary records {recorded:.2f} %; '
+            'its checkpoint or the data is not what it was'
+        )

@@ -1,0 +1,232 @@
+"""Where a run's numbers go beside metrics.jsonl: TensorBoard event files, and one tracking service.
+
+Both are optional extras and are asked for by config.log. A missing package is said before anything is
+trained; a tracker that cannot write any more is given up with one line, and the run goes on.
+"""
+
+import abc
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from jointrd_jax import config as config_lib
+from jointrd_jax.errors import require
+from jointrd_jax.method.networks import Variables
+from jointrd_jax.system import distributed, files
+
+TENSORBOARD = 'tensorboard'  # subdirectory of the run
+
+
+class Tracker(abc.ABC):
+    """One destination. `step` counts training steps everywhere."""
+
+    every = 1  # epochs between scalars
+
+    @abc.abstractmethod
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+
+    @abc.abstractmethod
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None: ...
+
+    @abc.abstractmethod
+    def images(self, step: int, name: str, images: np.ndarray, captions: list[str]) -> None:
+        """Images [N, H, W, C] uint8."""
+
+    @abc.abstractmethod
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The run is complete: hyperparameters beside its result."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Everything given is on disk."""
+
+
+class TensorBoard(Tracker):
+    """Event files in RUN/tensorboard, written without TensorFlow; a resumed run hides the points it takes again.
+
+    Written from this thread: tensorboardX's SummaryWriter hands over to one of its own, and when that dies of a full
+    disk, the next write waits for it for ever.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, step: int):
+        require('tensorboardX', 'tensorboard')
+        from tensorboardX import summary
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        self.every, self.config = config.log.tensorboard, config
+        self.protos, self.event = summary, event_pb2.Event
+        directory = workdir / TENSORBOARD
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
+        self.writer = RecordWriter(str(directory / name))
+        self.write(file_version='brain.Event:2')
+        if step:
+            self.write(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def write(self, **event: Any) -> None:
+        self.writer.write(self.event(wall_time=time.time(), **event).SerializeToString())
+
+    def scalars(self, step, values):
+        for name, value in values.items():
+            self.write(step=step, summary=self.protos.scalar(name, value))
+        self.writer.flush()
+
+    def histogram(self, step, name, values):
+        self.write(step=step, summary=self.protos.histogram(name, values, 'auto'))
+
+    def images(self, step, name, images, captions):
+        self.write(step=step, summary=self.protos.image(name, images, dataformats='NHWC'))
+        self.write(step=step, summary=self.protos.text(name, ', '.join(captions)))
+
+    def finish(self, summary):
+        results = {f'result/{name}': summary[name] for name in ('last_top1', 'best_top1')}
+        for part in self.protos.hparams(hyperparameters(self.config), results):
+            self.write(step=summary['steps'], summary=part)
+        self.scalars(summary['steps'], results)
+
+    def close(self):
+        self.writer.close()
+
+
+class WandB(Tracker):
+    """Weights & Biases; WANDB_MODE=offline keeps everything in RUN/wandb. A resumed run continues its own."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, step: int):
+        self.wandb = require('wandb', 'wandb')
+        self.run = self.wandb.init(
+            project='jointrd_jax', name=workdir.name, dir=str(workdir), id=run_id(workdir), resume='allow',
+            config=hyperparameters(config), settings=self.wandb.Settings(silent=True, console='off'),
+        )  # fmt: skip
+
+    def scalars(self, step, values):
+        self.run.log(values, step=step)
+
+    def histogram(self, step, name, values):
+        self.run.log({name: self.wandb.Histogram(values)}, step=step)
+
+    def images(self, step, name, images, captions):
+        shown = [self.wandb.Image(image.squeeze(), caption=caption) for image, caption in zip(images, captions)]
+        self.run.log({name: shown}, step=step)
+
+    def finish(self, summary):
+        self.run.summary.update({name: summary[name] for name in ('last_top1', 'best_top1', 'wall_seconds')})
+
+    def close(self):
+        self.run.finish()
+
+
+def run_id(workdir: Path) -> str:
+    """The same for the same directory, so that a resumed run finds itself."""
+    import hashlib
+
+    return hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+
+
+def hyperparameters(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as values that trackers take."""
+    flat = config_lib.flatten(config)
+    return {name: ','.join(map(str, v)) if isinstance(v, tuple) else v for name, v in flat.items()}
+
+
+def wanted(config: ml_collections.ConfigDict) -> bool:
+    """Whether the config asks for any tracker (the same on every host)."""
+    return bool(config.log.tensorboard or config.log.tracker)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """The packages of the trackers asked for are there.
+
+    Raises:
+      UserError: one is not; the message names its extra.
+    """
+    if config.log.tensorboard:
+        require('tensorboardX', 'tensorboard')
+    if config.log.tracker:
+        require(config.log.tracker, config.log.tracker)
+
+
+class Trackers:
+    """All trackers of a run; on hosts other than the first, none.
+
+    Args:
+      config: the run's.
+      workdir: the run's.
+      step: where the run begins or continues.
+      say: tells the user of a tracker that was given up.
+    """
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, workdir: Path, step: int, say: Callable[[str], None] = lambda _: None
+    ):
+        self.config, self.epochs, self.say = config, config.epochs, say
+        self.all: list[Tracker] = []
+        for asked, tracker in ((config.log.tensorboard, TensorBoard), (config.log.tracker == 'wandb', WandB)):
+            if asked and distributed.is_first():
+                try:
+                    self.all.append(tracker(config, workdir, step))
+                except OSError as error:
+                    self.say_given_up(tracker, error)
+
+    def say_given_up(self, kind: type[Tracker], error: OSError) -> None:
+        self.say(f'{kind.__name__} cannot be written ({files.reason(error)}): the run goes on without it')
+
+    def tell(self, tracker: Tracker, what: Callable[[Tracker], None]) -> None:
+        """`what` with a tracker, which is given up if it cannot write."""
+        try:
+            what(tracker)
+        except OSError as error:
+            self.all = [other for other in self.all if other is not tracker]
+            with contextlib.suppress(OSError):
+                tracker.close()
+            self.say_given_up(type(tracker), error)
+
+    def samples(self, step: int, dataset: Any, images: jax.Array, labels: jax.Array) -> None:
+        """What the network sees of a training batch: normalised, augmented `images`."""
+        number = min(self.config.log.images, len(labels))
+        if self.all and number:
+            pixels = to_pixels(jax.device_get(images[:number]), dataset.mean, dataset.std)
+            captions = [dataset.classes[label] for label in jax.device_get(labels[:number])]
+            for tracker in self.all:
+                self.tell(tracker, lambda tracker: tracker.images(step, 'augmented', pixels, captions))
+
+    def epoch(self, line: dict[str, Any], student: Variables) -> None:
+        """An evaluated epoch: its line of metrics.jsonl, and histograms of the weights if they are due."""
+        epoch, step = line['epoch'], line['step']
+        values = {name: value for name, value in line.items() if name not in ('epoch', 'step')}
+        with_histograms = self.config.log.histograms and self.due(epoch, self.config.log.histograms)
+
+        def write(tracker: Tracker) -> None:
+            if with_histograms:
+                for path, leaf in jax.tree_util.tree_leaves_with_path(student['params']):
+                    name = '/'.join(key.key for key in path)
+                    tracker.histogram(step, f'weights/{name}', np.asarray(leaf).ravel())
+            if self.due(epoch, tracker.every):
+                tracker.scalars(step, values)
+
+        for tracker in self.all:
+            self.tell(tracker, write)
+
+    def due(self, epoch: int, every: int) -> bool:
+        return epoch % every == 0 or epoch in (1, self.epochs)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        for tracker in self.all:
+            self.tell(tracker, lambda tracker: tracker.finish(summary))
+
+    def close(self) -> None:
+        for tracker in self.all:
+            self.tell(tracker, lambda tracker: tracker.close())
+
+
+def to_pixels(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Normalised images back to uint8."""
+    return np.clip(np.round((images * np.float32(std) + np.float32(mean)) * 255), 0, 255).astype(np.uint8)

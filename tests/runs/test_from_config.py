@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jointrd_jax.errors import UserError
+from jointrd_jax.runs import from_config
+from tests.support.configs import shipped_config, tiny_config
+
+
+def rates(config, epochs, steps_per_epoch=10):
+    schedule = from_config.learning_rate(config, steps_per_epoch)
+    return [float(schedule(int(epoch * steps_per_epoch))) for epoch in epochs]
+
+
+def test_the_authors_schedules():
+    cifar = shipped_config('cifar10')
+    np.testing.assert_allclose(
+        rates(cifar, [0, 99.9, 100, 149.9, 150, 199]), [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3], rtol=1e-5
+    )
+    imagenet = shipped_config('imagenet')
+    np.testing.assert_allclose(
+        rates(imagenet, [0, 29.9, 30, 60, 90, 119]), [0.2, 0.2, 0.02, 2e-3, 2e-4, 2e-4], rtol=1e-5
+    )
+
+
+def test_warmup_and_cosine():
+    config = tiny_config(
+        epochs=100, optimizer__schedule='cosine', optimizer__learning_rate=0.2, optimizer__warmup_epochs=10.0
+    )
+    np.testing.assert_allclose(rates(config, [0, 5, 10, 55, 100]), [0, 0.1, 0.2, 0.1, 0], atol=1e-6)
+    config.optimizer.schedule, config.optimizer.drop_epochs = 'step', (20.0,)
+    np.testing.assert_allclose(rates(config, [5, 10, 19.9, 20]), [0.1, 0.2, 0.2, 0.02], rtol=1e-5)
+
+
+def test_optimizer_is_pytorchs_sgd():
+    """Nesterov momentum on gradient + L2, none for Dirac's alpha and beta; clipping comes before L2."""
+    config = tiny_config(optimizer__weight_decay=0.1, optimizer__momentum=0.9, optimizer__clip_norm=0.5)
+    optimizer = from_config.optimizer(config, optax.constant_schedule(0.1))
+    params = {'conv': {'kernel': jnp.array([2.0]), 'alpha': jnp.array([2.0]), 'beta': jnp.array([2.0])}}
+    grads = {'conv': {'kernel': jnp.array([3.0]), 'alpha': jnp.array([4.0]), 'beta': jnp.array([0.0])}}
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(grads, state, params)
+    kernel = 0.5 * 3 / 5 + 0.1 * 2  # clipped to norm 0.5, then L2
+    buffer = kernel * 0.9 + kernel
+    np.testing.assert_allclose(updates['conv']['kernel'], [-0.1 * (kernel + 0.9 * buffer)], rtol=1e-5)
+    np.testing.assert_allclose(updates['conv']['alpha'], [-0.1 * (0.4 + 0.9 * (0.4 * 1.9))], rtol=1e-5)
+    np.testing.assert_allclose(updates['conv']['beta'], [0])
+
+
+def test_taps():
+    config = shipped_config('digits')
+    network = from_config.student(config, 10)
+    assert from_config.taps(config, network) == (3, 7, 13)
+    config.mix.num_taps = 7
+    assert from_config.taps(config, network) == (2, 4, 6, 8, 10, 12, 14)
+    deep = shipped_config('digits_deep')
+    assert from_config.taps(deep, from_config.student(deep, 10)) == (4, 8, 12, 16, 20, 24, 28)
+    config.mix.num_taps, config.mix.taps = 0, (3, 16)
+    with pytest.raises(UserError, match=r'\(3, 16\).* 16 blocks'):
+        from_config.taps(config, network)
+    config.mix.taps, config.mix.num_taps = (), 20
+    with pytest.raises(UserError, match='16 blocks'):
+        from_config.taps(config, network)
+
+
+def test_per_block_shortcuts_and_procedures():
+    config = tiny_config(model__shortcuts='none,all,projection')
+    assert from_config.student(config, 10).shortcuts == ('none', 'all', 'projection')
+    config.procedure, config.model.dirac = 'resnet', True
+    network = from_config.student(config, 10)
+    assert network.shortcuts == 'all' and network.dirac is False
+    config.procedure, config.distill.weight = 'feature_kd', 1e-3
+    assert from_config.method(config, network).taps == () and from_config.method(config, network).distill_weight == 1e-3
+    config.procedure = 'logit_kd'
+    assert (
+        from_config.method(config, network).kl_alpha == 0.9 and not from_config.method(config, network).distill_weight
+    )
+
+
+def test_imagenet_trains_a_plain50_with_dirac():
+    """ResNet-50's 25,557,032 parameters without its four projections, with Dirac's alpha and beta."""
+    config = shipped_config('imagenet')
+    student = from_config.student(config, 1000)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    params = jax.eval_shape(student.init, jax.random.key(0), images)['params']
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    dirac = sum(leaf.size for path, leaf in leaves if path[-1].key in ('alpha', 'beta'))
+    projections = 64 * 256 + 256 * 512 + 512 * 1024 + 1024 * 2048 + 2 * (256 + 512 + 1024 + 2048)
+    assert sum(leaf.size for _, leaf in leaves) - dirac == 25_557_032 - projections and dirac > 0
+    assert from_config.method(config, student).taps == (3, 7, 13) and config.dataset.eval_split == 'validation'

@@ -1,0 +1,1 @@
+"""What tests share: configs, networks, runs, faults and real data."""

@@ -1,0 +1,38 @@
+"""The shipped configs, shrunk by overrides; a reporter that keeps its lines."""
+
+import importlib
+import io
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from jointrd_jax.train.progress import Reporter
+
+ROOT = Path(__file__).parents[2]
+# Most of the tests' time is compilation. test_main trains with optimised programs, as users do.
+QUICK_FLAGS = '--xla_cpu_use_fusion_emitters=false' if jax.__version__.startswith('0.10.') else ''
+TINY = dict(model__stage_sizes=(1, 1, 1), model__width=4, epochs=2, eval_batch_size=256, checkpoint__every_steps=0)
+
+
+def shipped_config(name: str, **overrides):
+    """The config in configs/NAME.py with fields overridden ('model.width' is written model__width)."""
+    config = importlib.import_module(f'jointrd_jax.configs.{name}').get_config()
+    config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in overrides.items()})
+    return config
+
+
+def tiny_config(**overrides):
+    """configs/digits.py shrunk to seconds."""
+    return shipped_config('digits', **{**TINY, **overrides})
+
+
+class QuietReporter(Reporter):
+    """A reporter that keeps its lines in `.lines`."""
+
+    def __init__(self, label, *_):
+        super().__init__(label, Console(file=io.StringIO(), width=200))
+
+    @property
+    def lines(self) -> str:
+        return self.console.file.getvalue()

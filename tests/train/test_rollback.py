@@ -1,0 +1,94 @@
+"""A loss that is not finite: stop, or go back with a lower learning rate, the same way after every interruption."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jointrd_jax import errors
+from jointrd_jax.runs import run_directory
+from jointrd_jax.runs.checkpoint import Checkpoints
+from jointrd_jax.system import files
+from jointrd_jax.train import loop, step as step_lib
+from tests.support.faults import outcome, run_with_stops, small_config
+
+# Far too high; some rollbacks of a factor of 1000 bring it into reach.
+ROLLBACK = dict(
+    optimizer__learning_rate=1e15, optimizer__schedule='constant', optimizer__warmup_epochs=0.0,
+    on_nan='rollback', nan_factor=0.001, nan_rollbacks=8,
+)  # fmt: skip
+
+
+def test_stop_names_step_and_term_and_keeps_the_checkpoints(tmp_path, quiet):
+    config = small_config(optimizer__learning_rate=1e15, optimizer__warmup_epochs=0.0)
+    with pytest.raises(
+        errors.UserError,
+        match=r'(ce/student|gradient_norm) is not finite at step \d+; (the last good checkpoint, of|there is)',
+    ):
+        loop.run(config, tmp_path, quiet)
+    assert not (tmp_path / run_directory.SUMMARY).exists()
+    fault = files.read_json(tmp_path / run_directory.NOT_FINITE)
+    assert fault['step'] >= 0 and fault['term'] in ('ce/student', 'gradient_norm')
+    for step in Checkpoints(tmp_path).steps():  # whatever was saved is good
+        restored = run_directory.load(tmp_path)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.variables)), step
+
+
+def test_the_term_at_fault_is_named(tmp_path, quiet):
+    """A student whose head alone is broken: the mixed paths and the teacher are fine."""
+    config = small_config('jointrd_scratch', epochs=1)
+    loop.run(config, tmp_path / 'whole', quiet)
+    files.write_json(tmp_path / 'whole' / run_directory.NOT_FINITE, {'step': 3, 'term': 'loss'})
+    loop.run(config, tmp_path / 'whole', quiet)
+    assert not (tmp_path / 'whole' / run_directory.NOT_FINITE).exists()  # gone when the run is continued
+    whole = run_directory.load(tmp_path / 'whole')
+    head = jax.tree.map(lambda leaf: leaf * np.nan, whole.variables['params']['head'])
+    broken = {**whole.variables, 'params': {**whole.variables['params'], 'head': head}}
+    run_directory.save(tmp_path / 'broken', config, broken, whole.data, whole.summary | {'student_digest': ''})
+    config.restore = str(tmp_path / 'broken')
+    with pytest.raises(errors.NotFinite, match='^ce/student is not finite at step 0; there is no checkpoint yet'):
+        loop.run(config, tmp_path / 'run', quiet)
+
+
+def test_every_term_is_found_as_itself():
+    """Through jit, which sorts the keys of dicts."""
+    names = ('loss', 'ce/path1', 'ce/path2', 'ce/student', 'distill/path1', 'kl/student', 'ce/teacher', 'gradient_norm')
+    never = {'step': np.int32(-1), 'term': np.int32(-1)}
+    state = step_lib.TrainState(
+        **dict.fromkeys(('params', 'stats', 'opt_state', 'teacher', 'rate_scale')),
+        step=np.int32(7), sums=step_lib.fresh_sums(names), fault=never,
+    )  # fmt: skip
+    for name in names:
+        sums_up = {'loss': np.nan} if '/' in name else {}
+        terms = dict.fromkeys(names, 1.0) | sums_up | {name: np.nan}
+        fault = jax.jit(step_lib.first_fault)(state, terms)
+        assert step_lib.suspects(names)[int(fault['term'])] == name and int(fault['step']) == 7
+
+
+def test_rollback_lowers_the_rate_until_it_works_and_interruptions_change_nothing(tmp_path, quiet):
+    config = small_config(**ROLLBACK)
+    summary = loop.run(config, tmp_path / 'undisturbed', quiet)
+    rollbacks = summary['rollbacks']
+    assert rollbacks and all(r['to'] <= r['step'] for r in rollbacks)
+    assert 'learning rate x 0.001' in quiet.lines
+    last = json.loads((tmp_path / 'undisturbed' / run_directory.METRICS).read_text().splitlines()[-1])
+    assert last['learning_rate'] == pytest.approx(1e15 * 0.001 ** len(rollbacks), rel=1e-5)
+    _, stops = run_with_stops(config, tmp_path / 'stopped', 3, 13, 29)
+    assert stops == 3
+    assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
+    assert run_directory.read_summary(tmp_path / 'stopped')['rollbacks'] == rollbacks
+
+
+def test_rollbacks_are_limited(tmp_path, quiet):
+    config = small_config(**{**ROLLBACK, 'nan_factor': 0.999, 'nan_rollbacks': 2})
+    with pytest.raises(errors.UserError, match='is not finite at step .* after 2 rollbacks'):
+        loop.run(config, tmp_path, quiet)
+
+
+def test_where_checkpoints_are_matters_to_a_rollback(tmp_path, quiet):
+    config = small_config(**ROLLBACK)
+    run_with_stops(config, tmp_path)
+    config.checkpoint.every_steps = 5
+    with pytest.raises(errors.UserError, match=r'checkpoint.every_steps: 8 there, 5 now'):
+        loop.run(config, tmp_path, quiet)
