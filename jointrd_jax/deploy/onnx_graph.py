@@ -43,7 +43,7 @@ def model(graph: Graph, metadata: dict[str, Any], batch: int | None = None) -> b
         if node.op == 'conv':
             inputs += [weight(f'{node.output}.weight', node.kernel.transpose(3, 2, 0, 1))]
             inputs += [weight(f'{node.output}.bias', node.bias)]
-            emit(operator, inputs, node.output, **window(node))
+            emit(operator, inputs, node.output, group=node.groups, **window(node))
         elif node.op == 'max_pool':
             emit(operator, inputs, node.output, **window(node))
         elif node.op == 'dense':

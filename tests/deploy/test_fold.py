@@ -18,7 +18,7 @@ def logits(network: Network, variables, images) -> np.ndarray:
 @pytest.mark.parametrize('shortcuts', SHORTCUTS)
 @pytest.mark.parametrize('bottleneck', [False, True])
 def test_a_folded_network_computes_the_same(bottleneck, shortcuts, stem):
-    network = Network((1, 2, 1), bottleneck, 4, 7, stem, shortcuts, dirac=shortcuts != 'all')
+    network = Network((1, 2, 1), bottleneck, 4, 7, stem, shortcuts, reparam='none' if shortcuts == 'all' else 'dirac')
     variables, images = randomised(network, IMAGE[stem]), images_like(IMAGE[stem])
     folded = folding.fold(network, variables, IMAGE[stem])
     assert relative_difference(graph.apply(folded, images), logits(network, variables, images)) < 1e-5

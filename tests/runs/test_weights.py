@@ -63,7 +63,16 @@ def test_pth_files_of_both_formats_are_read(torch, tmp_path, zipped):
 
 @pytest.mark.parametrize('shortcuts', SHORTCUTS)
 def test_what_is_written_is_read_back(tmp_path, shortcuts):
-    network = Network((1, 2), shortcuts == 'all', 4, 5, 'cifar', shortcuts, dirac=shortcuts == 'none', hidden=(4, 6, 5))
+    network = Network(
+        (1, 2),
+        shortcuts == 'all',
+        4,
+        5,
+        'cifar',
+        shortcuts,
+        reparam='dirac' if shortcuts == 'none' else 'none',
+        hidden=(4, 6, 5),
+    )
     variables = randomised(network, (8, 8, 1))
     data = {'dataset': 'x', 'classes': list('abcde'), 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.2]}
     weights.save(tmp_path / 'w.safetensors', network, variables, data)
