@@ -104,7 +104,9 @@ FIELDS: dict[str, Field] = {
         "of a standard network; unused when stage_sizes is given; 20 to 56 and 110: He et al.'s for CIFAR (width 16)",
     ),
     'model.stage_sizes': Field((), *SIZES, 'blocks per stage, such as 8,8,8,8; (): the standard of `depth`'),
-    'model.block': Field('auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, 101 and 152, else basic'),
+    'model.block': Field(
+        'auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, 101 and 152, else basic'
+    ),
     'model.width': Field(64, *at_least(1, MAX_CHANNELS), 'channels of the first stage; doubles with each stage'),
     'model.stem': Field('cifar', *one_of(*STEMS), 'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool'),
     'model.shortcuts': Field(
@@ -116,8 +118,8 @@ FIELDS: dict[str, Field] = {
     'model.groups': Field(1, *at_least(1, MAX_CHANNELS), "of a bottleneck's 3x3 convolution: 32 in a resnext50_32x4d"),
     'model.width_per_group': Field(
         64, *at_least(1, MAX_CHANNELS),
-        "a bottleneck's inner channels are width_per_group / 64 * groups of the stage's: 4 in a resnext50_32x4d, 128 in "
-        'a wide_resnet50_2',
+        "a bottleneck's inner channels are width_per_group / 64 * groups of the stage's: 4 in a resnext50_32x4d, "
+        '128 in a wide_resnet50_2',
     ),
     'model.reparam': Field(
         'none', *one_of(*REPARAMS),
@@ -158,7 +160,9 @@ FIELDS: dict[str, Field] = {
     'optimizer.drop_factor': Field(0.1, *between(0, 1), 'step and every: the factor of a drop'),
     'optimizer.momentum': Field(0.9, *between(0, 0.9999), 'of SGD'),
     'optimizer.nesterov': Field(True, *YES_NO, "Nesterov's form of momentum"),
-    'optimizer.weight_decay': Field(5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha, beta and PReLU's slopes"),
+    'optimizer.weight_decay': Field(
+        5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha and beta and PReLU's slopes"
+    ),
     'optimizer.clip_norm': Field(0.0, *at_least(0), 'gradients are clipped to this global norm; 0: not'),
     'dataset.name': Field(
         'digits', *ANY_TEXT, 'digits; folder; or a TFDS image-classification dataset: NAME, NAME/CONFIG, NAME:VERSION'

@@ -30,7 +30,7 @@ def fold_norm(variables: Variables, place: str, norm: str, kernel: np.ndarray) -
 
 
 def fold_conv(variables: Variables, place: str, conv: str, norm: str, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel [h, w, in / groups, out] and bias [out] of a convolution with all that is beside and behind it, in float64."""
+    """Kernel [h, w, in / groups, out] and bias [out] of a convolution with what is beside and behind it, in float64."""
     layers = variables['params'][place]
     weights = {k: np.asarray(a, np.float64) for k, a in layers[conv].items()}
     kernel = weights['kernel']

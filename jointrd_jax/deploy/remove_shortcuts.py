@@ -46,7 +46,7 @@ def removed(network: Network, variables: Variables) -> tuple[Network, Variables]
         raise UserError(f'shortcuts are removed through ReLUs, which let x >= 0 pass; this network has {others.pop()}')
     if max(network.per_block(network.groups)) > 1:
         raise UserError('shortcuts cannot be removed through grouped convolutions, which mix no channels across groups')
-    params, stats, hidden = dict(variables['params']), dict(variables['batch_stats']), []
+    params, batch_stats, hidden = dict(variables['params']), dict(variables['batch_stats']), []
     for place, kind in zip(network.block_names, kinds):
         layers = 3 if network.bottleneck else 2
         folded = [fold_conv(variables, place, f'conv{i}', f'bn{i}') for i in range(1, layers + 1)]
@@ -71,9 +71,9 @@ def removed(network: Network, variables: Variables) -> tuple[Network, Variables]
         if reserved:
             kernels[-1] = np.concatenate([kernels[-1], merged], 2)
         hidden.append(kernels[0].shape[3])
-        params[place], stats[place] = {}, {}
+        params[place], batch_stats[place] = {}, {}
         for i, (kernel, bias) in enumerate(zip(kernels, biases), 1):
             params[place][f'conv{i}'] = {'kernel': kernel.astype(np.float32)}
-            params[place][f'bn{i}'], stats[place][f'bn{i}'] = batch_norm(bias)
+            params[place][f'bn{i}'], batch_stats[place][f'bn{i}'] = batch_norm(bias)
     plain = network.clone(shortcuts='none', reparam='none', hidden=tuple(hidden))
-    return plain, {'params': params, 'batch_stats': stats}
+    return plain, {'params': params, 'batch_stats': batch_stats}

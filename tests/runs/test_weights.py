@@ -32,13 +32,16 @@ def state_dict(path, change=lambda arrays: arrays, network=None):
     return path
 
 
-@pytest.mark.parametrize('depth', [18, 34, 50])
-def test_pytorch_weights_compute_what_pytorch_computes(torch, tmp_path, depth):
+@pytest.mark.parametrize(
+    'depth, grouped',
+    [(18, {}), (34, {}), (50, {}), (101, {}), (50, dict(per_group=128)), (50, dict(groups=4, per_group=32))],
+)
+def test_pytorch_weights_compute_what_pytorch_computes(torch, tmp_path, depth, grouped):
     from safetensors.torch import save_file
 
     from tests.support import torch_resnet
 
-    theirs = torch_resnet.randomised(depth, width=8, classes=10)
+    theirs = torch_resnet.randomised(depth, width=8, classes=10, **grouped)
     save_file(theirs.state_dict(), tmp_path / 'resnet.safetensors')
     network, variables, data = weights.load(tmp_path / 'resnet.safetensors')
     assert (network.depth, network.width, network.num_classes, network.stem_kind) == (depth, 8, 10, 'imagenet')
