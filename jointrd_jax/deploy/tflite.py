@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,8 +56,8 @@ def model(graph: Graph, batch: int | None = None) -> bytes:
     check_installed()
     images = jax.ShapeDtypeStruct((batch or 1, *graph.image_shape), np.float32)
     bytecode = io.BytesIO()
-    lowered = jax.jit(lambda x: apply(graph, x)).lower(images)
-    lowered.compiler_ir('stablehlo').operation.write_bytecode(bytecode)
+    module: Any = jax.jit(lambda x: apply(graph, x)).lower(images).compiler_ir('stablehlo')
+    module.operation.write_bytecode(bytecode)
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory) / 'module.mlir', Path(directory) / 'network.tflite'
         source.write_bytes(bytecode.getvalue())
