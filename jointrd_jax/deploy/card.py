@@ -18,7 +18,7 @@ logits = network.get_tensor(result)""",
 from jax import export
 call = export.deserialize(bytearray(Path('{file}').read_bytes())).call
 logits = call(images)""",
-    'safetensors': """from jointrd_jax import weights  # or any torchvision-style network: the names are its own
+    'safetensors': """from jointrd_jax.runs import weights  # or any torchvision-style network: the names are its own
 network, variables, about = weights.load('{file}')
 logits = network.apply(variables, images).logits""",
 }

@@ -1,6 +1,6 @@
 """Run one exported file in a process of its own: images on standard input, logits on standard output.
 
-    python -m jointrd_jax.export.runner network.onnx
+    python -m jointrd_jax.deploy.runner network.onnx
 
 Arrays travel as .npy with their length in front. The process knows the file and its runtime, nothing of
 the checkpoint. `Runner` is the other end.
