@@ -17,18 +17,20 @@ import sys
 import pytest
 
 from jointrd_jax import config as config_lib
+from jointrd_jax.cli import COMMANDS
 from tests.support.configs import QUICK_FLAGS, ROOT
 
 PAGES = sorted(path for path in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')] if path.exists())
-TRAINS = r'-m jointrd_jax\.(main|compare|benchmark --config)\b'
+COMMAND = r'(?:\bjointrd |-m jointrd_jax\.)'
+TRAINS = rf'{COMMAND}(?:main|train|compare|benchmark --config)\b'
 SHRINK = {  # what is added to a command that matches
     TRAINS: '--config.epochs=1 --config.model.width=4 --config.batch_size=256',
     rf'{TRAINS}(?!.*stage_sizes)': '--config.model.stage_sizes=1,1',  # a list can be given once
-    r'-m jointrd_jax\.compare': '--seeds=0',
-    r'-m jointrd_jax\.benchmark': '--rounds=1 --procedures=plain',
-    r'-m jointrd_jax\.benchmark(?!.*--config)': '--shapes=18:8:4 --width=4',
+    rf'{COMMAND}compare': '--seeds=0',
+    rf'{COMMAND}benchmark': '--rounds=1 --procedures=plain',
+    rf'{COMMAND}benchmark(?!.*--config)': '--shapes=18:8:4 --width=4',
 }
-PROGRAMS = 'python|pytest|pip|ruff|mkdocs|git|srun|gcloud|tensorboard|wandb'
+PROGRAMS = 'jointrd|python|pytest|pip|ruff|mkdocs|git|srun|gcloud|tensorboard|wandb'
 DONE_BY_CI = re.compile(r'pip install|-m venv|-m pytest|\.ci/run|^ruff|^git clone|^cd ')
 BOX = re.compile(r'^```(bash|python)(?: title="([^"]*)")?\n(.*?)^```', re.M | re.S)
 
@@ -53,8 +55,9 @@ def clone(tmp_path_factory):
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, root / name)
     (root / 'bin').mkdir()
-    (root / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (root / 'bin' / 'python').chmod(0o755)
+    for program, start in {'python': sys.executable, 'jointrd': f'{sys.executable} -m jointrd_jax'}.items():
+        (root / 'bin' / program).write_text(f'#!/bin/sh\nexec {start} "$@"\n')
+        (root / 'bin' / program).chmod(0o755)
     return root
 
 
@@ -103,6 +106,8 @@ def test_pages_keep_the_convention():
 def test_every_program_and_field_that_is_named_exists():
     for page in PAGES:
         text = page.read_text()
+        for command in set(re.findall(r'^ *jointrd (\w+)|`jointrd (\w+)', text, re.M)):
+            assert ''.join(command) in COMMANDS, (page, command)
         for module in set(re.findall(r'python -m jointrd_jax\.(\w+)', text)):
             path = ROOT / 'jointrd_jax' / module
             assert path.with_suffix('.py').exists() or (path / '__main__.py').exists(), (page, module)

@@ -175,6 +175,6 @@ def convert(
             'student_digest': run_directory.digest(source.variables),
             'versions': provenance.versions(),
         }
-        with files.appearing(out) as directory:
+        with files.atomic_directory(out) as directory:
             run_directory.save(directory, source.config, source.variables, source.data, summary)
     print(f'{weights.name_of(source.network)}: {path} -> {out}')

@@ -203,7 +203,7 @@ def save(
     Raises:
       UserError: `path` holds something already.
     """
-    with files.appearing(Path(path)) as temporary:
+    with files.atomic_directory(Path(path)) as temporary:
         files.write_json(temporary / CONFIG, config_lib.flatten(config))
         with contextlib.closing(Checkpoints(temporary, keep=1)) as checkpoints:
             checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data})

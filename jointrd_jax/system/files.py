@@ -129,7 +129,7 @@ def check_new(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def appearing(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path) -> Iterator[Path]:
     """A temporary directory to fill, which becomes `directory` when the body ends well and else vanishes.
 
     Raises:
@@ -150,7 +150,7 @@ def appearing(directory: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def owned(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Make `directory` and hold it for this process; a lock that its owner died with is free.
 
     The lock is the kernel's (flock), so it ends with its owner however that dies; the text in the
