@@ -189,7 +189,8 @@ def differences(found: Shapes, expected: Shapes) -> list[str]:
 
 def name_of(network: Network) -> str:
     """What to call a network in a message: 'ResNet-18, width 64, imagenet stem, 1000 classes'."""
-    family = {'all': 'ResNet', 'projection': 'projection', 'none': 'plain'}.get(network.shortcuts, 'hybrid')
+    families = {'all': 'ResNet', 'projection': 'projection', 'none': 'plain'}
+    family = families.get(str(network.shortcuts), 'hybrid')  # a tuple of them: one per block
     return f'{family}-{network.depth}, width {network.width}, {network.stem_kind} stem, {network.num_classes} classes'
 
 
@@ -227,7 +228,8 @@ def described_network(state: StateDict) -> Network | None:
     if 'network' not in state.about:
         return None
     try:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in state.about['network'].items()}
+        about: dict[str, Any] = state.about['network']
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
         if 'dirac' in fields:  # of a file from before there were other parametrisations
             fields['reparam'] = 'dirac' if fields.pop('dirac') else 'none'
         network = Network(**fields)
