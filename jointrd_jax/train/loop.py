@@ -181,6 +181,7 @@ class Trainer:
             raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
         top1 = accuracies['top1']
         teacher_lib.check_record(teacher, top1, self.config.teacher.which, self.dataset)
+        teacher_lib.check_useful(teacher, top1, self.config.teacher.least_top1, self.dataset)
         self.reporter.say(f'teacher {teacher.origin}: top-1 {top1:.2f} %')
         return teacher._replace(top1=top1)
 
@@ -199,7 +200,9 @@ class Trainer:
 
     def restored(self) -> Variables:
         """The weights of `config.restore`; with a fresh head where it is to be new."""
-        variables = run_directory.load(self.config.restore).variables
+        restored = preflight.restore(self.config, self.networks.student, self.dataset)
+        assert restored  # begin() asks where config.restore is given
+        variables = restored.variables
         if self.config.restore_head == 'new':
             fresh = self.networks.student.initialise(jax.random.key(self.config.seed), self.dataset.image_shape)
             variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
