@@ -10,7 +10,7 @@ the ResNet equals torchvision's (v1.5: the stride sits in the 3x3 convolution).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jointrd_jax.errors import UserError, choice_error
+from jointrd_jax.method.interface import Outputs, Variables
 from jointrd_jax.system.runtime import jit_once
 
 SHORTCUTS = ('all', 'projection', 'none')
@@ -25,9 +26,6 @@ STEMS = ('cifar', 'imagenet')
 STAGE_SIZES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 BOTTLENECK_DEPTHS = (50,)
 BOTTLENECK_EXPANSION = 4
-
-
-Variables = dict[str, Any]
 
 kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -191,14 +189,6 @@ class Stem(nn.Module):
         if self.kind == 'imagenet':  # before the ReLU of the first block, with which it commutes
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return x
-
-
-class Outputs(NamedTuple):
-    """What a network says of a batch: logits [B, classes] and feature maps, each before its ReLU."""
-
-    logits: jax.Array
-    features: jax.Array  # the last block's output [B, h, w, C]
-    taps: tuple[jax.Array, ...] = ()  # the maps at the block boundaries asked for
 
 
 class Network(nn.Module):
