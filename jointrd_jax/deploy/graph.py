@@ -1,4 +1,4 @@
-"""What is deployed: a network as a list of convolutions, ReLUs, additions, poolings and one matrix product.
+"""What is deployed: a network as a list of convolutions, activations, additions, poolings and one matrix product.
 
 A graph has no training state left in it. Exporters write it out, `apply` runs it in JAX, and the
 deployment report counts it. Feature maps are NHWC and kernels HWIO; exporters transpose what they must.
@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 INPUT, OUTPUT = 'images', 'logits'
+ACTIVATIONS = ('relu', 'leaky_relu', 'prelu')  # elementwise: a runtime may compute them in place
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation: 'conv', 'relu', 'max_pool', 'add', 'average_pool' (global) or 'dense'."""
+    """One operation: 'conv', one of `ACTIVATIONS`, 'max_pool', 'add', 'average_pool' (global) or 'dense'."""
 
     op: str
     inputs: tuple[str, ...]
@@ -26,6 +27,15 @@ class Node:
     bias: np.ndarray | None = None  # [out]
     size: int = 1  # of the window of conv and max_pool, which pad by size // 2 on every side
     stride: int = 1
+    groups: int = 1  # of conv, whose kernel is [h, w, in / groups, out] then
+    slope: np.ndarray | None = None  # below zero; leaky_relu: [], prelu: [channels]
+
+    @property
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Kernel and bias of a conv or dense node; TypeError for others."""
+        if self.kernel is None or self.bias is None:
+            raise TypeError(f'{self.output} ({self.op}) has no weights')
+        return self.kernel, self.bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +51,7 @@ class Graph:
 
     @property
     def num_classes(self) -> int:
-        return self.nodes[-1].kernel.shape[1]
+        return self.nodes[-1].weights[0].shape[1]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor for one image, without the batch: [H, W, C], or [C] from the pooling on."""
@@ -49,18 +59,23 @@ class Graph:
         for node in self.nodes:
             shape = shapes[node.inputs[0]]
             if node.op in ('conv', 'max_pool'):
-                channels = node.kernel.shape[-1] if node.op == 'conv' else shape[-1]
+                channels = node.weights[0].shape[-1] if node.op == 'conv' else shape[-1]
                 shape = (*((n + 2 * (node.size // 2) - node.size) // node.stride + 1 for n in shape[:2]), channels)
             elif node.op == 'average_pool':
                 shape = shape[-1:]
             elif node.op == 'dense':
-                shape = node.kernel.shape[1:]
+                shape = node.weights[0].shape[1:]
             shapes[node.output] = shape
         return shapes
 
     def parameters(self) -> int:
-        """Numbers in kernels and biases."""
-        return sum(a.size for node in self.nodes for a in (node.kernel, node.bias) if a is not None)
+        """Numbers in kernels, biases and slopes that a PReLU has learnt."""
+        return sum(
+            a.size
+            for node in self.nodes
+            for a in (node.kernel, node.bias, node.slope if node.op == 'prelu' else None)
+            if a is not None
+        )
 
     def macs(self) -> int:
         """Multiply-accumulates of convolutions and matrix product for one image."""
@@ -81,12 +96,16 @@ def window(node: Node) -> list[tuple[int, int]]:
 
 def bias_like(node: Node) -> np.ndarray:
     """The bias with a batch (and, of a convolution, height and width) to broadcast over."""
-    return np.expand_dims(node.bias, tuple(range(node.kernel.ndim - 1)))
+    kernel, bias = node.weights
+    return np.expand_dims(bias, tuple(range(kernel.ndim - 1)))
 
 
 def conv(node: Node, x: jax.Array) -> jax.Array:
     strides, layout = (node.stride, node.stride), ('NHWC', 'HWIO', 'NHWC')
-    y = jax.lax.conv_general_dilated(x, node.kernel, strides, window(node), dimension_numbers=layout)
+    kernel = jnp.asarray(node.weights[0])
+    y = jax.lax.conv_general_dilated(
+        x, kernel, strides, window(node), dimension_numbers=layout, feature_group_count=node.groups
+    )
     return y + bias_like(node)
 
 
@@ -95,9 +114,21 @@ def max_pool(node: Node, x: jax.Array) -> jax.Array:
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, strides, [(0, 0), *window(node), (0, 0)])
 
 
-COMPUTE: dict[str, Callable[..., jax.Array]] = {
+def slope_like(node: Node, x: jax.Array) -> jax.Array:
+    """The slope with a batch (and, of a feature map, height and width) to broadcast over."""
+    return jnp.asarray(node.slope, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def leaky(node: Node, x: jax.Array) -> jax.Array:
+    return jnp.where(x >= 0, x, slope_like(node, x) * x)
+
+
+Forms = dict[str, Callable[..., jax.Array]]
+COMPUTE: Forms = {
     'conv': conv,
     'relu': lambda node, x: jnp.maximum(x, 0),
+    'leaky_relu': leaky,
+    'prelu': leaky,
     'max_pool': max_pool,
     'add': lambda node, x, y: x + y,
     'average_pool': lambda node, x: x.mean((1, 2)),
@@ -105,11 +136,11 @@ COMPUTE: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def apply(graph: Graph, images: jax.Array) -> jax.Array:
-    """Images [B, H, W, C] to logits [B, classes]."""
+def apply(graph: Graph, images: jax.Array, forms: Forms = COMPUTE) -> jax.Array:
+    """Images [B, H, W, C] to logits [B, classes]; `forms` says how each op is computed."""
     values: dict[str, Any] = {INPUT: images}
     for node in graph.nodes:
-        values[node.output] = COMPUTE[node.op](node, *(values[name] for name in node.inputs))
+        values[node.output] = forms[node.op](node, *(values[name] for name in node.inputs))
     return values[OUTPUT]
 
 

@@ -1,6 +1,6 @@
 """Run one exported file in a process of its own: images on standard input, logits on standard output.
 
-    python -m jointrd_jax.export.runner network.onnx
+    python -m jointrd_jax.deploy.runner network.onnx
 
 Arrays travel as .npy with their length in front. The process knows the file and its runtime, nothing of
 the checkpoint. `Runner` is the other end.
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -39,23 +39,34 @@ def load_onnx(path: str) -> Function:
 
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})[0]
+    return lambda images: np.asarray(session.run(None, {name: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})[0])
 
 
 def load_tflite(path: str) -> Function:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(path, num_threads=os.cpu_count())
-    entry, result = interpreter.get_input_details()[0]['index'], interpreter.get_output_details()[0]['index']
+    entry, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def run(images: np.ndarray) -> np.ndarray:
-        interpreter.resize_tensor_input(entry, images.shape)
+        interpreter.resize_tensor_input(entry['index'], images.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(entry, images)
+        interpreter.set_tensor(entry['index'], to_int8(images, *entry['quantization'], entry['dtype']))
         interpreter.invoke()
-        return interpreter.get_tensor(result)
+        return from_int8(interpreter.get_tensor(result['index']), *result['quantization'])
 
     return run
+
+
+def to_int8(images: np.ndarray, scale: float, zero_point: int, dtype: type) -> np.ndarray:
+    """Images as the network takes them: rounded to its scale if it takes int8, else as they are."""
+    if dtype != np.int8:
+        return images
+    return np.clip(np.round(images / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
+
+
+def from_int8(logits: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    return (logits.astype(np.float32) - zero_point) * np.float32(scale) if logits.dtype == np.int8 else logits
 
 
 def load_stablehlo(path: str) -> Function:
@@ -63,6 +74,19 @@ def load_stablehlo(path: str) -> Function:
 
     call = export.deserialize(bytearray(Path(path).read_bytes())).call
     return lambda images: np.asarray(call(images))
+
+
+def load_portable(path: str) -> Function:
+    from jointrd_jax.deploy import stablehlo
+
+    rows, call = stablehlo.load_portable(Path(path).read_bytes())
+
+    def run(images: np.ndarray) -> np.ndarray:
+        parts = [images[start : start + rows] for start in range(0, len(images), rows)]
+        whole = [np.pad(part, [(0, rows - len(part)), (0, 0), (0, 0), (0, 0)]) for part in parts]
+        return np.concatenate([np.asarray(call(part)) for part in whole])[: len(images)]
+
+    return run
 
 
 def load_safetensors(path: str) -> Function:
@@ -81,6 +105,7 @@ LOADERS = {
     '.onnx': load_onnx,
     '.tflite': load_tflite,
     '.stablehlo': load_stablehlo,
+    '.mlirbc': load_portable,
     '.safetensors': load_safetensors,
 }
 
@@ -96,11 +121,12 @@ class Runner:
         self.path, command = path, [sys.executable, '-W', 'ignore', '-m', __name__, str(path)]
         self.errors = open(os.memfd_create('errors'), 'w+')
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.images, self.logits = cast(BinaryIO, self.process.stdin), cast(BinaryIO, self.process.stdout)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         try:
-            send(self.process.stdin, images)
-            logits = receive(self.process.stdout)
+            send(self.images, images)
+            logits = receive(self.logits)
         except BrokenPipeError:
             logits = None
         if logits is None:
@@ -116,7 +142,7 @@ class Runner:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
+        for stream in (self.images, self.logits, self.errors):
             try:
                 stream.close()
             except BrokenPipeError:

@@ -38,6 +38,7 @@ class Job:
       frozen: what the steps see of it.
       mixing_weights: m(t) by epoch.
       schedule: step -> learning rate.
+      slope: step -> that of annealed activations; None where there are none.
 
     Raises:
       UserError: the teacher is not what its run recorded.
@@ -64,6 +65,7 @@ class Job:
         self.mixing_weights = np.asarray(jax.jit(self.mixing_weight)(np.arange(config.epochs)))
         self.schedule = from_config.learning_rate(config, self.steps_per_epoch)
         self.optimizer = from_config.optimizer(config, self.schedule)
+        self.slope = from_config.annealed_slope(config, plan.student, self.steps_per_epoch)
         hybrids = self.method.taps if config.eval_hybrids else ()
         self.eval_step = reporter.first_call(
             'compiling the evaluation', step_lib.make_eval_step(self.dataset, self.networks, hybrids)
@@ -107,7 +109,7 @@ class Job:
         method = self.method_at(step)
         if (method, count) not in self._train_steps:
             device_step = step_lib.make_device_step(
-                self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight
+                self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.slope
             )
             program = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.mesh, count)
             what = 'compiling the training step' + (f', {count} at once' if count > 1 else '')

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax.method import joint, losses
+from jointrd_jax.method import joint, layers, losses
 from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables
 from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
 from jointrd_jax.method.networks import Connectors, Network
@@ -215,14 +215,19 @@ def make_device_step(
     optimizer: optax.GradientTransformation,
     steps_per_epoch: int,
     mixing_weight: Callable[[jax.Array], jax.Array],
+    slope: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable:
     """(state, frozen teacher or None, images, labels) -> state: one step on one device's share of the batch.
 
-    `mixing_weight` is of the epoch, which starts the sums of the terms anew.
+    `mixing_weight` is of the epoch, which starts the sums of the terms anew. `slope` is of the step, that of the
+    student's annealed activations.
     """
 
     def device_step(state: TrainState, frozen: TeacherView | None, images: jax.Array, labels: jax.Array) -> TrainState:
         terms, teacher = {}, frozen
+        if slope:
+            annealed = layers.with_slope(state.batch_stats[STUDENT], slope(state.step))
+            state = state.replace(batch_stats={**state.batch_stats, STUDENT: annealed})
         if state.teacher:
             learned, outputs, terms[TEACHER_LOSS] = update_teacher(
                 state.teacher, networks.teacher, optimizer, method.label_smoothing, images, labels, state.rate_scale
