@@ -42,7 +42,7 @@ class Golden:
         self.file, self.dtype = dict(np.load(path)), dtype
         shape = dict(width=4, num_classes=10, stem_kind=stem, dtype=dtype)
         self.teacher = networks.create(f'resnet{depth}', **shape)
-        self.student = networks.create(f'projection{depth}', dirac=bool(dirac), **shape)
+        self.student = networks.create(f'projection{depth}', reparam='dirac' if dirac else 'none', **shape)
         self.networks = joint.Networks(self.student, self.teacher, networks.Connectors(dtype=dtype))
         # Their D is divided by the batch + 1e-8. Three steps of the bottleneck net blow that up to 6e-6 of its loss.
         batch = self['labels'].shape[1]

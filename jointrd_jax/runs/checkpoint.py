@@ -212,7 +212,7 @@ class Checkpoints:
         """
         self.wait()
         partial = self.directory / f'{step}{PARTIAL}'
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args: dict[str, ocp.args.CheckpointArgs] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             require_room(self.directory, size_on_disk(items))

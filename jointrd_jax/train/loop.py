@@ -152,7 +152,13 @@ class Trainer:
         """The program that takes so many steps on the loss `method`, compiled when it is first called."""
         if (method, steps) not in self.train_steps:
             device_step = step_lib.make_device_step(
-                self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.method.num_paths
+                self.networks,
+                method,
+                self.optimizer,
+                self.steps_per_epoch,
+                self.mixing_weight,
+                self.method.num_paths,
+                from_config.annealed_slope(self.config, self.networks.student, self.steps_per_epoch),
             )
             step = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.mesh, steps)
             what = 'compiling the training step' + (f', {steps} at once' if steps > 1 else '')
@@ -486,7 +492,9 @@ class Trainer:
             'stage_sizes': list(network.stage_sizes),
             'width': network.width,
             'shortcuts': shortcuts,
-            'dirac': bool(network.dirac),
+            'reparam': network.reparam,
+            'activation': config.model.activation if network.activation != 'relu' else 'relu',
+            'slope': network.slope,
             'taps': list(self.method.taps),
             'skipped_images': len(self.dataset.bad_anywhere()),
             'seed': config.seed,

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax.method import joint, losses
+from jointrd_jax.method import joint, layers, losses
 from jointrd_jax.method.joint import STUDENT, Method, Networks
 from jointrd_jax.method.networks import Connectors, Network, Variables
 
@@ -216,15 +216,20 @@ def make_device_step(
     steps_per_epoch: int,
     mixing_weight: Callable[[jax.Array], jax.Array],
     num_paths: int,
+    slope: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable:
     """(state, frozen teacher or None, images, labels) -> state: one step on one device's share of the batch.
 
     `mixing_weight` is of the epoch, which starts the sums of the terms anew; `num_paths` divides the
-    averaged loss also when `method` has dropped paths whose weight is zero.
+    averaged loss also when `method` has dropped paths whose weight is zero. `slope` is of the step, that of the
+    student's annealed activations.
     """
 
     def device_step(state: TrainState, frozen: Tree, images: jax.Array, labels: jax.Array) -> TrainState:
         teacher, terms, outputs = state.teacher or frozen, {}, None
+        if slope:
+            annealed = layers.with_slope(state.batch_stats[STUDENT], slope(state.step))
+            state = state.replace(batch_stats={**state.batch_stats, STUDENT: annealed})
         if state.teacher:
             teacher, outputs, terms['ce/teacher'] = update_teacher(
                 teacher, networks.teacher, optimizer, method.label_smoothing, images, labels, state.rate_scale

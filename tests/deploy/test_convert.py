@@ -32,7 +32,7 @@ def foreign_file(path, network, image_shape=(8, 8, 1)):
 
 
 def test_a_run_there_and_back(tmp_path):
-    network, variables = digits_run(tmp_path / 'run', dirac=True)
+    network, variables = digits_run(tmp_path / 'run', reparam='dirac')
     convert(tmp_path / 'run', tmp_path / 'w.safetensors')
     convert(tmp_path / 'w.safetensors', tmp_path / 'again')
     run, first = run_directory.load(tmp_path / 'again'), run_directory.load(tmp_path / 'run')
