@@ -63,5 +63,5 @@ def cutout(images: jax.Array, key: jax.Array, size: int) -> jax.Array:
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """uint8 [..., C] to float32 (x / 255 - mean) / std per channel."""
     shape = (1,) * (images.ndim - 1) + (-1,)
-    mean, std = (jnp.asarray(v, jnp.float32).reshape(shape) for v in (mean, std))
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    offset, scale = (jnp.asarray(v, jnp.float32).reshape(shape) for v in (mean, std))
+    return (images.astype(jnp.float32) / 255 - offset) / scale

@@ -123,9 +123,12 @@ class InMemory(Dataset):
         self.config, self.bad = config, set()
         if config.dataset.validation_size:
             kept, held = held_out(len(train[1]), config.dataset.validation_size, name)
-            evaluation = tuple(array[held] for array in train)
-            train = tuple(array[kept] for array in train)
-        self.image_shape = tuple(int(n) for n in train[0].shape[1:])
+            images, labels = train
+            train, evaluation = (images[kept], labels[kept]), (images[held], labels[held])
+        if evaluation is None:
+            raise ValueError(f'{name} has neither evaluation images nor dataset.validation_size')
+        height, width, channels = train[0].shape[1:]
+        self.image_shape = (height, width, channels)
         self.train_size, self.eval_size = len(train[1]), len(evaluation[1])
         self.device_arrays = {
             'images': np.concatenate([train[0], evaluation[0]]).reshape(self.train_size + self.eval_size, -1),

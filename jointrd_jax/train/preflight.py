@@ -89,7 +89,12 @@ def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.D
             raise UserError(
                 f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
             )
-        same(f'config.restore={config.restore}', other.network, student, SHAPE_FIELDS + ('shortcuts', 'dirac'))
+        same(
+            f'config.restore={config.restore}',
+            other.network,
+            student,
+            SHAPE_FIELDS + ('shortcuts', 'reparam', 'activation', 'groups'),
+        )
         if config.restore_head == 'keep':
             classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
 
