@@ -43,7 +43,9 @@ def config_of(network: Network, dataset: str, data_dir: str = '', side: int | No
         model.stage_sizes = sizes
     model.width, model.stem, model.hidden = network.width, network.stem_kind, tuple(network.hidden)
     model.groups = network.groups
-    if network.bottleneck and network.hidden:  # a wide ResNet's or ResNeXt's, or wider where shortcuts were removed
+    if (
+        network.bottleneck and network.hidden and isinstance(network.groups, int)
+    ):  # a wide ResNet's or ResNeXt's, or wider where shortcuts were removed
         per_group = network.hidden[0] * 64 // (network.width * network.groups)
         if grouped_hidden(sizes, network.width, network.groups, per_group) == tuple(network.hidden):
             model.width_per_group, model.hidden = per_group, ()

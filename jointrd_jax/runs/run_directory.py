@@ -63,7 +63,7 @@ def digest(variables: Variables) -> str:
     return sha.hexdigest()
 
 
-def read_config(path: Path) -> ml_collections.ConfigDict:
+def read_config(path: str | Path) -> ml_collections.ConfigDict:
     """The config of the run at `path`.
 
     Raises:

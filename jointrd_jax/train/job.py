@@ -36,6 +36,7 @@ class Job:
       device_arrays: the dataset's, on every device.
       teacher: the frozen one, evaluated; None if there is none.
       frozen: what the steps see of it.
+      student: the network that is trained, as `networks` has it.
       mixing_weights: m(t) by epoch.
       schedule: step -> learning rate.
       slope: step -> that of annealed activations; None where there are none.
@@ -59,6 +60,7 @@ class Job:
             teacher_network = from_config.resnet(config, len(self.dataset.classes), AXIS)
         else:
             teacher_network = self.teacher.network if self.teacher else None
+        self.student = plan.student
         self.networks = step_lib.networks_for(plan.student, teacher_network, self.method)
         self.provenance = provenance.provenance(self.dataset)
         # Computed here for all epochs, so that the loop waits for no device.

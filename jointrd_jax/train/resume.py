@@ -74,7 +74,7 @@ def initial_weights(job: Job) -> Variables:
     """The weights of `config.restore`; with a fresh head where it is to be new."""
     variables = run_directory.load(job.config.restore).variables
     if job.config.restore_head == 'new':
-        fresh = job.networks.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
+        fresh = job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
         variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
     return variables
 

@@ -63,14 +63,15 @@ class TensorBoard(Tracker):
         from tensorboardX.record_writer import RecordWriter
 
         self.every, self.config = config.log.tensorboard, config
-        self.protos, self.event = summary, event_pb2.Event
+        events: Any = event_pb2  # made by protobuf, which annotates nothing
+        self.protos, self.event = summary, events.Event
         directory = workdir / TENSORBOARD
         directory.mkdir(parents=True, exist_ok=True)
         name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
         self.writer = RecordWriter(str(directory / name))
         self.write(file_version='brain.Event:2')
         if step:
-            self.write(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+            self.write(step=step + 1, session_log=events.SessionLog(status=events.SessionLog.START))
 
     def write(self, **event: Any) -> None:
         self.writer.write(self.event(wall_time=time.time(), **event).SerializeToString())
