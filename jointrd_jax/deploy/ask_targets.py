@@ -9,7 +9,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from jointrd_jax.deploy import advise as advising, bench, candidates as candidates_lib, card, results, savings
@@ -164,14 +163,8 @@ def one_line(row: Row) -> str:
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """The table."""
-    shown = results.used(rows)
-    table = Table(box=box.SIMPLE, padding=(0, 1))
-    for i in shown:
-        table.add_column(results.COLUMNS[i], justify='left' if i < 3 else 'right', overflow='fold')
-    for row in rows:
-        table.add_row(*(escape(results.cells(row)[i]) for i in shown))
-    console.print(table)
+    """The table, and what its columns are."""
+    console.print('\n'.join(['', *results.text(rows), '']), markup=False, soft_wrap=True)
     console.print(results.LEGEND, markup=False)
 
 

@@ -31,6 +31,7 @@ class Row:
       saved: share of the baseline's `memory_bytes` that is not needed.
       accelerated: share of the operators that run on the accelerator.
       cycles, traffic_bytes: by part, per image.
+      parts: what a dataflow design consists of.
       seconds: that the tool took.
     """
 
@@ -59,6 +60,7 @@ class Row:
     accelerated: float | None = None
     cycles: dict[str, int] = field(default_factory=dict)
     traffic_bytes: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
     seconds: float | None = None
 
     @property
@@ -89,6 +91,8 @@ def against(rows: Sequence[Row], baselines: dict[str, str]) -> None:
             continue
         if r.faster is None and r.time_ms and base.time_ms:
             r.faster = base.time_ms / r.time_ms
+        elif r.faster is None and r.cycles.get('total') and base.cycles.get('total'):
+            r.faster = base.cycles['total'] / r.cycles['total']
         if base.memory_bytes and r.memory_bytes is not None:
             r.saved = 1 - r.memory_bytes / base.memory_bytes
 
@@ -105,18 +109,16 @@ def milliseconds(value: float | None) -> str:
     return '' if value is None else f'{value:.3g}' if value < 100 else f'{value:.0f}'
 
 
-COLUMNS = ('target', 'configuration', 'network', 'top-1 %', 'memory KiB', 'predicted', 'saved', 'ms', 'faster',
-           'on NPU', 'traffic MB')  # fmt: skip
+COLUMNS = ('target', 'configuration', 'network', 'top-1 %', 'KiB', 'predicted', 'saved', 'ms', 'faster', 'NPU', 'MB')
 
 
 def cells(r: Row) -> list[str]:
     """A row as text, one for each of `COLUMNS`; a row that did not go through says why instead of figures."""
-    configuration = r.configuration + (f' {r.note}' if r.note else '')
     if not r.went:
-        return [r.target, configuration, r.network, f'{r.outcome}: {r.reason}', *[''] * (len(COLUMNS) - 4)]
+        return [r.target, r.configuration, r.network, f'{r.outcome}: {r.reason}', *[''] * (len(COLUMNS) - 4)]
     traffic = sum(r.traffic_bytes.values()) / 1e6 if r.traffic_bytes else None
     return [
-        r.target, configuration, r.network, number(r.top1), kib(r.memory_bytes), kib(r.predicted_bytes),
+        r.target, r.configuration, r.network, number(r.top1), kib(r.memory_bytes), kib(r.predicted_bytes),
         '' if r.saved is None else f'{100 * r.saved:.0f} %', milliseconds(r.time_ms), number(r.faster),
         '' if r.accelerated is None else f'{100 * r.accelerated:.0f} %', number(traffic, 1),
     ]  # fmt: skip
@@ -131,12 +133,42 @@ def used(rows: Sequence[Row]) -> list[int]:
 def markdown(rows: Sequence[Row]) -> list[str]:
     """The rows as lines of a Markdown table."""
     shown = used(rows)
-    lines = [[COLUMNS[i] for i in shown], ['---'] * len(shown), *([cells(r)[i] for i in shown] for r in rows)]
+    lines = [[COLUMNS[i] for i in shown], ['---'] * len(shown)]
+    for r in rows:
+        said = cells(r)
+        said[1] += f' ({r.note})' if r.note else ''
+        lines.append([said[i] for i in shown])
     return [f'| {" | ".join(text.replace("|", "/") for text in line)} |' for line in lines]
 
 
 LEGEND = (
-    'Memory is what feature maps need (Vela: SRAM; TFLite-Micro: the head of its arena; RKNN: internal); predicted: by '
-    'liveness. Saved and faster are against the first network with shortcuts. Times of NPU compilers are their own '
-    'estimates, all others CPU time of one pinned thread of this machine.'
+    'KiB: memory of feature maps (Vela: SRAM; TFLite-Micro: the head of its arena; RKNN: internal memory); predicted: '
+    'the same by liveness. saved, faster: against the ResNet (RKNN: by cycles). ms: estimates of NPU compilers; '
+    'of OpenVINO, MNN, ncnn and IREE the CPU time of one pinned thread of this machine. NPU: share of the operators '
+    'that run on it. MB: moved over all memories for one image.'
 )
+
+
+def text(rows: Sequence[Row]) -> list[str]:
+    """The rows as lines for a terminal: under each target and configuration one for each network."""
+    shown = [i for i in used(rows) if i > 1]
+    lines = {id(row): [cells(row)[i] for i in shown] for row in rows}
+    widths = [
+        max(len(COLUMNS[i]), *(len(lines[id(row)][k]) for row in rows if row.went or not k), 0)
+        for k, i in enumerate(shown)
+    ]
+
+    def aligned(parts: Sequence[str]) -> str:
+        return '  '.join(
+            part.rjust(width) if k else part.ljust(width) for k, (part, width) in enumerate(zip(parts, widths))
+        )
+
+    found, heading = [f'  {aligned([COLUMNS[i] for i in shown])}'], None
+    for row in rows:
+        if (row.target, row.configuration) != heading:
+            heading = row.target, row.configuration
+            found += ['', ' '.join(heading)]
+        said = lines[id(row)]
+        line = aligned(said) if row.went else f'{said[0].ljust(widths[0])}  {row.outcome}: {row.reason}'
+        found.append(f'  {line}'.rstrip() + (f'  {row.note}' if row.note else ''))
+    return found

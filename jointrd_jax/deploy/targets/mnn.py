@@ -9,7 +9,7 @@ from typing import Any
 TITLE = 'phones, by MNN'
 PACKAGE, VERSION = 'MNN', '3.6.1'
 INSTALL = "pip install 'jointrd_jax[targets]'"
-CONFIGURATIONS = {'onnx': {'takes': 'onnx'}}  # it converts the int8 TFLite file to one that it cannot run (9.4 %)
+CONFIGURATIONS = {'float32': {'takes': 'onnx'}}  # it converts the int8 TFLite file to one that it cannot run (9.4 %)
 
 
 def converted(path: str, directory: str) -> str:

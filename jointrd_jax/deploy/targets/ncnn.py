@@ -11,7 +11,7 @@ PACKAGE, VERSION = 'ncnn', '1.0.20261020'
 INSTALL = (
     'pip install ncnn==1.0.20261020, then pip install --no-deps pnnx==20261020 (its converter; torch is not needed)'
 )
-CONFIGURATIONS = {'onnx': {'takes': 'onnx'}}
+CONFIGURATIONS = {'float32': {'takes': 'onnx'}}
 
 
 def converted(path: str, directory: str, image_shape: list[int]) -> tuple[str, str]:

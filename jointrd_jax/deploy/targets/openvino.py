@@ -6,7 +6,11 @@ from typing import Any
 TITLE = 'Intel CPUs, by OpenVINO'
 PACKAGE, VERSION = 'openvino', '2026.4.1'
 INSTALL = "pip install 'jointrd_jax[targets]'"
-CONFIGURATIONS = {'onnx': {'takes': 'onnx'}, 'onnx-int8': {'takes': 'int8'}, 'tflite-int8': {'takes': 'int8_tflite'}}
+CONFIGURATIONS = {
+    'float32': {'takes': 'onnx'},
+    'int8-onnx': {'takes': 'int8'},
+    'int8-tflite': {'takes': 'int8_tflite'},
+}
 
 
 def measure(request: dict[str, Any], worker: Any) -> dict[str, Any]:

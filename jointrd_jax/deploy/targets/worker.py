@@ -95,7 +95,7 @@ def answer(target: ModuleType, request: Request) -> dict[str, Any]:
 
 def main(target: str, request: str, answer_path: str) -> None:
     found = answer(load_file(Path(target)), json.loads(Path(request).read_text()))
-    Path(answer_path).write_text(json.dumps(found))
+    Path(answer_path).write_text(json.dumps(found, default=lambda number: number.item()))  # NumPy's
 
 
 if __name__ == '__main__':
