@@ -12,7 +12,11 @@ from jointrd_jax.data.images import BadImage
 from jointrd_jax.data.tfrecord import TFRecordFiles
 from jointrd_jax.errors import UserError
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', '.tiff')  # as torchvision
+# Of the formats that `images` opens, as files are commonly called.
+IMAGE_SUFFIXES = (
+    '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.ppm', '.pgm', '.pbm', '.pnm', '.bmp', '.webp', '.tif', '.tiff',
+    '.gif', '.avif', '.jp2', '.j2k',
+)  # fmt: skip
 OPENED_AT_ONCE = 16
 
 
@@ -99,7 +103,8 @@ class Examples(Source):
 
         data = self.records[i]
         try:
-            features = tf_example_pb2.Example.FromString(data).features.feature
+            example = tf_example_pb2.Example.FromString(data)  # pyright: ignore[reportAttributeAccessIssue]: made by protobuf
+            features = example.features.feature
             image, label = features[self.image].bytes_list.value[0], features[self.label].int64_list.value[0]
         except (DecodeError, IndexError) as error:
             raise BadImage(f'is not an example with {self.image!r} and {self.label!r}') from error

@@ -68,8 +68,8 @@ class Runtime(NamedTuple):
     load: Callable[[Graph, Path], Callable[[], object]]
 
 
-def onnx_call(graph: Graph, directory: Path, level: str = 'ORT_ENABLE_ALL', profile: bool = False):
-    """One-thread inference on a fixed image; with `profile`, the session too."""
+def onnx_session(graph: Graph, directory: Path, level: str, profile: bool) -> tuple[Any, Callable[[], object]]:
+    """A one-thread session, and its inference on a fixed image."""
     import onnxruntime
 
     from jointrd_jax.deploy import onnx_graph
@@ -82,13 +82,15 @@ def onnx_call(graph: Graph, directory: Path, level: str = 'ORT_ENABLE_ALL', prof
     session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
     images = np.random.default_rng(0).standard_normal((1, *graph.image_shape), np.float32).transpose(0, 3, 1, 2).copy()
 
-    def call():
-        return session.run(None, {'images': images})
-
-    return (call, session) if profile else call
+    return session, lambda: session.run(None, {'images': images})
 
 
-def tflite_call(graph: Graph, directory: Path):
+def onnx_call(graph: Graph, directory: Path) -> Callable[[], object]:
+    """One-thread inference on a fixed image."""
+    return onnx_session(graph, directory, 'ORT_ENABLE_ALL', profile=False)[1]
+
+
+def tflite_call(graph: Graph, directory: Path) -> Callable[[], object]:
     """One-thread inference (XNNPACK) on a fixed image."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -107,6 +109,65 @@ RUNTIMES = (
 )
 
 
+<<<<<<< HEAD
+=======
+@contextmanager
+def pinned() -> Iterator[None]:
+    """Keep this thread on one core, where the system can."""
+    if not hasattr(os, 'sched_setaffinity'):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Seconds(NamedTuple):
+    """Of one call: the thread's own CPU time, and what a clock on the wall saw."""
+
+    thread: float
+    wall: float
+
+
+def timed(call: Callable[[], object], calls: int = 1) -> Seconds:
+    """The mean of `calls`."""
+    thread, wall = time.thread_time(), time.perf_counter()
+    for _ in range(calls):
+        call()
+    return Seconds((time.thread_time() - thread) / calls, (time.perf_counter() - wall) / calls)
+
+
+def in_pairs(first: Callable[[], object], second: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Milliseconds of both, and the ratio first / second over alternating pairs: median and quartiles.
+
+    Both run in this one thread, whose CPU time is what counts: on a shared machine the wall clock also
+    counts the others' work. `wall_ratio` is the median by that clock.
+    """
+    pairs = []
+    with pinned():
+        for call in (first, second):
+            timed(call)
+        calls = math.ceil(SHORTEST / min(timed(first).thread, timed(second).thread))
+        for i in range(rounds):
+            order = (first, second) if i % 2 else (second, first)
+            seconds = {call: timed(call, calls) for call in order}
+            pairs.append((seconds[first], seconds[second]))
+    low, middle, high = statistics.quantiles([a.thread / b.thread for a, b in pairs], n=4, method='inclusive')
+    return {
+        'first_ms': 1e3 * statistics.median(a.thread for a, _ in pairs),
+        'second_ms': 1e3 * statistics.median(b.thread for _, b in pairs),
+        'ratio': middle,
+        'ratio_low': low,
+        'ratio_high': high,
+        'wall_ratio': statistics.median(a.wall / b.wall for a, b in pairs),
+        'pairs': rounds,
+    }
+
+
+>>>>>>> main
 def arena_bytes(graph: Graph, level: str) -> int:
     """Most bytes of feature maps that ONNX Runtime's arena had in use, from its own profile of one inference.
 
@@ -114,7 +175,7 @@ def arena_bytes(graph: Graph, level: str) -> int:
     node is subtracted.
     """
     with tempfile.TemporaryDirectory() as directory:
-        call, session = onnx_call(graph, Path(directory), level, profile=True)
+        session, call = onnx_session(graph, Path(directory), level, profile=True)
         call()
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes = [event['args'] for event in events if event['cat'] == 'Node']

@@ -24,6 +24,9 @@ USED_BY = {
     'distill.alpha': ('logit_kd', 'resnet_kd'),
     'distill.temperature': ('logit_kd', 'resnet_kd'),
 }
+IN_NAME = ('model.reparam', 'model.activation')  # of a student: 'jointrd+dirac'
+# Fields of the student that a ResNet does not use.
+OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.anneal_epochs', 'model.hidden', 'model.init')
 EXPORT = 'export.json'
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 
@@ -67,6 +70,11 @@ class Variant(NamedTuple):
     def finished(self) -> list[Record]:
         return [run for run in self.runs if run.summary]
 
+    @property
+    def summaries(self) -> list[dict[str, Any]]:
+        """Of its finished runs."""
+        return [run.summary for run in self.runs if run.summary]
+
     def names(self, prefix: str = '', suffix: str = '') -> list[str]:
         """Names in the metrics of its runs, in order of first appearance."""
         found = {name: None for run in self.runs for line in run.metrics for name in line}
@@ -74,16 +82,11 @@ class Variant(NamedTuple):
 
     def curve(self, value: str | Callable[[dict], float | None]) -> list[tuple[float, float, float, float]]:
         """(epoch, mean, lowest, highest over seeds) where every run has the value."""
-        if isinstance(value, str):
-            name = value
-
-            def value(line: dict) -> float | None:
-                return line.get(name)
-
+        value_of = (lambda line: line.get(value)) if isinstance(value, str) else value
         by_epoch: dict[int, list[float]] = {}
         for run in self.runs:
             for line in run.metrics:
-                found = value(line)
+                found = value_of(line)
                 if found is not None and math.isfinite(found):  # the norm of an exploding gradient may not be
                     by_epoch.setdefault(line['epoch'], []).append(found)
         most = max(map(len, by_epoch.values()), default=0)
@@ -91,7 +94,7 @@ class Variant(NamedTuple):
 
     def result(self, name: str) -> tuple[float, float] | None:
         """(mean, sample standard deviation) over the seeds of a number in the summaries."""
-        values = [run.summary[name] for run in self.finished if run.summary.get(name) is not None]
+        values = [summary[name] for summary in self.summaries if summary.get(name) is not None]
         if not values:
             return None
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
@@ -209,7 +212,7 @@ def used(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that decide the result of a run, but for the seed."""
     kept = {k: v for k, v in config.items() if k not in APART and not k.startswith(APART_GROUPS)}
     if config['procedure'] in config_lib.TRAINS_RESNET:  # a teacher inherits fields of the student that it does not use
-        kept = {k: v for k, v in kept.items() if k not in ('model.shortcuts', 'model.dirac')}
+        kept = {k: v for k, v in kept.items() if k not in OF_STUDENT}
     unused = [prefix for prefix, procedures in USED_BY.items() if config['procedure'] not in procedures]
     return {k: v for k, v in kept.items() if not k.startswith(tuple(unused))}
 
@@ -248,8 +251,10 @@ def variants(records: list[Record]) -> list[Variant]:
         fields = [
             name for name in differences(peers) if name in used(config) and not is_usual(name, config[name], peers)
         ]
-        name = config['procedure'] + ('+dirac' if config['model.dirac'] and 'resnet' not in config['procedure'] else '')
-        shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field != 'model.dirac']
+        name = config['procedure']
+        if name not in config_lib.TRAINS_RESNET:
+            name += ''.join(f'+{config[field]}' for field in IN_NAME if config[field] != usual[field])
+        shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field not in IN_NAME]
         named.append(Variant(' '.join([name, *shown]), config, group))
     return sorted(named, key=lambda v: (ORDER.index(v.procedure) if v.procedure in ORDER else len(ORDER), v.name))
 
@@ -262,7 +267,8 @@ def left_out(records: list[Record], variants: list[Variant]) -> list[tuple[Recor
             run for v in variants for run in v.runs
             if run.seed == record.seed and used(run.config) == used(record.config)
         )  # fmt: skip
-        if record.summary and record.summary.get('student_digest') != shown.summary.get('student_digest'):
+        digests = [(run.summary or {}).get('student_digest') for run in (record, shown)]
+        if record.summary and digests[0] != digests[1]:
             pairs.append((record, shown))
     return pairs
 
