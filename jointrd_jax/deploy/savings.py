@@ -109,65 +109,6 @@ RUNTIMES = (
 )
 
 
-<<<<<<< HEAD
-=======
-@contextmanager
-def pinned() -> Iterator[None]:
-    """Keep this thread on one core, where the system can."""
-    if not hasattr(os, 'sched_setaffinity'):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-class Seconds(NamedTuple):
-    """Of one call: the thread's own CPU time, and what a clock on the wall saw."""
-
-    thread: float
-    wall: float
-
-
-def timed(call: Callable[[], object], calls: int = 1) -> Seconds:
-    """The mean of `calls`."""
-    thread, wall = time.thread_time(), time.perf_counter()
-    for _ in range(calls):
-        call()
-    return Seconds((time.thread_time() - thread) / calls, (time.perf_counter() - wall) / calls)
-
-
-def in_pairs(first: Callable[[], object], second: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Milliseconds of both, and the ratio first / second over alternating pairs: median and quartiles.
-
-    Both run in this one thread, whose CPU time is what counts: on a shared machine the wall clock also
-    counts the others' work. `wall_ratio` is the median by that clock.
-    """
-    pairs = []
-    with pinned():
-        for call in (first, second):
-            timed(call)
-        calls = math.ceil(SHORTEST / min(timed(first).thread, timed(second).thread))
-        for i in range(rounds):
-            order = (first, second) if i % 2 else (second, first)
-            seconds = {call: timed(call, calls) for call in order}
-            pairs.append((seconds[first], seconds[second]))
-    low, middle, high = statistics.quantiles([a.thread / b.thread for a, b in pairs], n=4, method='inclusive')
-    return {
-        'first_ms': 1e3 * statistics.median(a.thread for a, _ in pairs),
-        'second_ms': 1e3 * statistics.median(b.thread for _, b in pairs),
-        'ratio': middle,
-        'ratio_low': low,
-        'ratio_high': high,
-        'wall_ratio': statistics.median(a.wall / b.wall for a, b in pairs),
-        'pairs': rounds,
-    }
-
-
->>>>>>> main
 def arena_bytes(graph: Graph, level: str) -> int:
     """Most bytes of feature maps that ONNX Runtime's arena had in use, from its own profile of one inference.
 

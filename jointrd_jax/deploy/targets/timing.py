@@ -57,7 +57,8 @@ def in_pairs(
     """
     pairs = []
     with pinned():
-        timed(first), timed(second)
+        for call in (first, second):
+            timed(call)
         calls = math.ceil(SHORTEST / max(min(timed(call, 1, clock).cpu for call in (first, second)), 1e-6))
         for i in range(rounds):
             order = (first, second) if i % 2 else (second, first)
