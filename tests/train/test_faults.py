@@ -98,10 +98,8 @@ def test_second_signal_ends_at_once(tmp_path):
     assert process.stdout.readline() == 'ready\n'
     process.send_signal(signal.SIGTERM)
     assert 'once more ends at once' in process.stderr.readline()
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=BOUND) == 128 + signal.SIGTERM
-    assert time.monotonic() - began < 5
     process.communicate()
 
 
