@@ -6,6 +6,7 @@ rates and step counts are derived in code. Lengths of schedules are in epochs, a
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,6 +75,11 @@ def are_taps(v: tuple) -> bool:
 
 def are_drops(v: tuple) -> bool:
     return len(v) <= MAX_DROPS and all(type(n) in (int, float) and 0 < n <= MAX_INT for n in v)
+
+
+def is_fold(v: str) -> bool:
+    found = re.fullmatch(r'(\d{1,3})/(\d{1,3})', v)
+    return not v or bool(found and 1 <= int(found[1]) <= int(found[2]) and 2 <= int(found[2]) <= 100)
 
 
 EPOCHS = ('0 to epochs; below 1: a fraction of them', lambda v: math.isfinite(v) and v >= 0)
@@ -183,6 +189,10 @@ FIELDS: dict[str, Field] = {
     ),
     'dataset.eval_fraction': Field(
         0.1, *between(0, 0.999), 'folder without train/ and val/: share of each class that is evaluated on'
+    ),
+    'dataset.fold': Field(
+        '', "k/n with 1 <= k <= n, n from 2 to 100, or ''", is_fold,
+        'digits, and folders without train/ and val/: evaluate on the k-th of n parts of all images, train on the rest',
     ),
     'dataset.validation_size': Field(
         0, *at_least(0), 'training images held out and evaluated on instead of the test images; 0: none'

@@ -3,6 +3,7 @@
 import ml_collections
 
 from jointrd_jax.data.base import Dataset
+from jointrd_jax.errors import UserError
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
@@ -11,6 +12,11 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     Raises:
       UserError: an unknown or unprepared dataset, with the command that prepares it.
     """
+    if config.dataset.fold and config.dataset.name not in ('digits', 'folder'):
+        raise UserError(
+            f'config.dataset.fold={config.dataset.fold} is for digits and folders; {config.dataset.name} has splits of '
+            'its own (config.dataset.train_split, eval_split)'
+        )
     if config.dataset.name == 'digits':
         from jointrd_jax.data import digits as source
     elif config.dataset.name == 'folder':
