@@ -109,9 +109,9 @@ for procedure in torch_jointrd.PROCEDURES:
     if networks.teacher:
         teacher = networks.teacher.initialise(jax.random.key(7), shape)
         fill_network(stepper.loss.frozen[0], networks.teacher, teacher)
-        given = {'teacher': teacher, 'teacher_features': networks.teacher.apply(teacher, images).features,
-                 'margin': step.margin(networks.teacher, teacher)}
-        stepper.loss.margin.data = torch.tensor(np.asarray(given['margin']))
+        view = joint.TeacherView(teacher, step.margin(networks.teacher, teacher))
+        given = {'teacher': view.with_outputs(networks.teacher.apply(teacher, images))}
+        stepper.loss.margin.data = torch.tensor(np.asarray(view.margin))
         for connector, path in zip(stepper.loss.connectors, joint.path_names(method.taps), strict=True):
             fill(connector, state.params['connectors'], state.batch_stats['connectors'], f'{path}_conv', f'{path}_bn')
     ours, _ = joint.joint_loss(

@@ -10,13 +10,14 @@ the ResNet equals torchvision's (v1.5: the stride sits in the 3x3 convolution).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jointrd_jax.errors import UserError, choice_error
+from jointrd_jax.method.interface import Outputs, Variables
 from jointrd_jax.method.layers import (
     ACTIVATIONS,
     REPARAMS,
@@ -40,8 +41,6 @@ STAGE_SIZES = {
 }
 BOTTLENECK_DEPTHS = (50, 101, 152)
 BOTTLENECK_EXPANSION = 4
-
-Variables = dict[str, Any]
 
 BLOCK_CHOICES = ('shortcuts', 'reparam', 'activation', 'slope', 'groups')  # of a network, which may be made per block
 
@@ -113,14 +112,6 @@ class Stem(nn.Module):
         if self.kind == 'imagenet':  # before the ReLU of the first block, with which it commutes
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return x
-
-
-class Outputs(NamedTuple):
-    """What a network says of a batch: logits [B, classes] and feature maps, each before its ReLU."""
-
-    logits: jax.Array
-    features: jax.Array  # the last block's output [B, h, w, C]
-    taps: tuple[jax.Array, ...] = ()  # the maps at the block boundaries asked for
 
 
 class Network(nn.Module):

@@ -26,6 +26,7 @@ class Plan(NamedTuple):
     student: Network
     method: Method
     teacher: Teacher | None
+    lacks_teacher: bool  # it needs one, which is to be trained first
 
 
 def make(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
@@ -47,10 +48,10 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
         method = from_config.method(config, student)
         preflight.workdir(config, workdir)
         preflight.restore(config, student, dataset)
-        teacher = None
-        if config.procedure in config_lib.NEEDS_TEACHER and config.teacher.path:
+        teacher, needs_teacher = None, config.procedure in config_lib.NEEDS_TEACHER
+        if needs_teacher and config.teacher.path:
             teacher = teacher_lib.load(config, Path(config.teacher.path), dataset, student, method)
     except BaseException:
         dataset.close()
         raise
-    return Plan(dataset, student, method, teacher)
+    return Plan(dataset, student, method, teacher, needs_teacher and teacher is None)
