@@ -151,6 +151,9 @@ FIELDS: dict[str, Field] = {
     'mix.num_taps': Field(0, *at_least(0, MAX_BLOCKS), 'taps spread evenly over the blocks; 0: the ends of stages 1-3'),
     'mix.eta': Field(0.5, *between(0, 1), 'weight of the mixed paths after mix.epochs'),
     'mix.epochs': Field(0.3, *EPOCHS, 'length of the cosine from 1 to eta'),
+    'mix.mean_of_paths': Field(
+        False, *YES_NO, 'the weight of the mixed paths is shared among them, whatever their number'
+    ),
     'mix.average_paths': Field(True, *YES_NO, "divide the loss by the number of paths (the authors' joint branch)"),
     'distill.weight': Field(0.0, *at_least(0), 'w of margin distillation; about 1e-3 at 32x32, 1e-4 at 224x224'),
     'distill.alpha': Field(0.9, *between(0, 1), 'share of the KL term in logit_kd and resnet_kd'),

@@ -12,6 +12,7 @@ import numpy as np
 from jointrd_jax.data import augment
 from jointrd_jax.errors import UserError
 
+FOLD = ':fold '  # in the name of a dataset, before 'k/n'
 Batch = dict[str, np.ndarray]
 
 
@@ -105,7 +106,7 @@ def in_fold(fold: str, size: int) -> np.ndarray:
 
 def name_with_fold(name: str, fold: str) -> str:
     """What a dataset is called whose images are dealt out to folds: others have other evaluation images."""
-    return f'{name}:fold {fold}' if fold else name
+    return f'{name}{FOLD}{fold}' if fold else name
 
 
 class InMemory(Dataset):

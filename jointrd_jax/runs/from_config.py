@@ -83,7 +83,13 @@ def method(config: ml_collections.ConfigDict, network: Network) -> Method:
     """The loss of `config.procedure` for a student `network`: all that tells the procedures apart in the trainer."""
     smoothing = config.label_smoothing
     if config.procedure in ('jointrd', 'jointrd_scratch'):
-        return Method(taps(config, network), config.distill.weight, config.mix.average_paths, smoothing)
+        return Method(
+            taps(config, network),
+            config.distill.weight,
+            config.mix.average_paths,
+            config.mix.mean_of_paths,
+            smoothing,
+        )
     if config.procedure == 'feature_kd':
         return Method(distill_weight=config.distill.weight, label_smoothing=smoothing)
     if config.procedure in ('logit_kd', 'resnet_kd'):

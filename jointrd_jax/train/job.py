@@ -15,7 +15,7 @@ from jointrd_jax.method.joint import Method, Networks, TeacherView
 from jointrd_jax.runs import from_config, provenance
 from jointrd_jax.system import runtime
 from jointrd_jax.train import gradients, step as step_lib, teacher as teacher_lib
-from jointrd_jax.train.evaluation import evaluate
+from jointrd_jax.train.evaluation import Evaluation, evaluate
 from jointrd_jax.train.progress import Reporter
 from jointrd_jax.train.setup import Plan
 from jointrd_jax.train.step import AXIS, TrainState
@@ -83,12 +83,13 @@ class Job:
         # The same program as the teacher's own run compiled.
         eval_step = step_lib.make_eval_step(self.dataset, Networks(teacher.network), ())
         with self.reporter.waiting('evaluating the teacher'):
-            accuracies = evaluate(eval_step, self.dataset, self.device_arrays, self.mesh, teacher.variables)
-        if accuracies is None:
+            found = evaluate(eval_step, self.dataset, self.device_arrays, self.mesh, teacher.variables)
+        if found is None:
             raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
-        teacher_lib.check_record(teacher, accuracies['top1'], self.config.teacher.which, self.dataset)
-        self.reporter.say(f'teacher {teacher.origin}: top-1 {accuracies["top1"]:.2f} %')
-        return teacher._replace(top1=accuracies['top1'])
+        top1 = found.accuracies['top1']
+        teacher_lib.check_record(teacher, top1, self.config.teacher.which, self.dataset)
+        self.reporter.say(f'teacher {teacher.origin}: top-1 {top1:.2f} %')
+        return teacher._replace(top1=top1)
 
     def view_of(self, teacher: Teacher) -> TeacherView:
         margin = step_lib.margin(teacher.network, teacher.variables) if self.method.distill_weight else None
@@ -116,7 +117,7 @@ class Job:
             self._train_steps[method, count] = self.reporter.first_call(what, program)
         return self._train_steps[method, count]
 
-    def evaluate(self, state: TrainState) -> dict[str, float] | None:
+    def evaluate(self, state: TrainState) -> Evaluation | None:
         """Accuracies of the student, of a teacher that is trained too and, if the config asks, of the mixed paths.
 
         None if a stop was asked for meanwhile.

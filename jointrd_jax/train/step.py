@@ -308,9 +308,10 @@ def make_train_step(
 
 
 def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]) -> Callable:
-    """(student, teacher, device_arrays, batch) -> {network: counts [top-1, top-5]} and the number of images.
+    """(student, teacher, device_arrays, batch) -> {network: counts [top-1, top-5]}, and which the student got right.
 
-    'teacher' is evaluated if its variables are given; with `taps` every hybrid path as well.
+    The latter [B] is 1 for a right answer, 0 for a wrong one, -1 where the batch is masked. 'teacher' is evaluated if
+    its variables are given; with `taps` every hybrid path as well.
     """
 
     def counts(logits, labels, mask):
@@ -327,7 +328,8 @@ def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]
             if taps:
                 paths = joint.residual_paths(networks.teacher, teacher, outputs.taps, taps)
                 logits |= {name: z for name, (z, _) in zip(joint.path_names(taps), paths)}
-        return {name: counts(z, labels, batch['mask']) for name, z in logits.items()}, batch['mask'].sum()
+        right = jnp.where(batch['mask'], outputs.logits.argmax(-1) == labels, -1).astype(jnp.int8)
+        return {name: counts(z, labels, batch['mask']) for name, z in logits.items()}, right
 
     return eval_step
 
