@@ -12,7 +12,6 @@ import numpy as np
 from jointrd_jax.data import augment
 from jointrd_jax.errors import UserError
 
-FOLD = ':fold '  # in the name of a dataset, before 'k/n'
 Batch = dict[str, np.ndarray]
 
 
@@ -92,21 +91,6 @@ def held_out(size: int, validation_size: int, name: str) -> tuple[np.ndarray, np
         )
     order = np.random.default_rng(0).permutation(size)
     return order[validation_size:], order[:validation_size]
-
-
-def in_fold(fold: str, size: int) -> np.ndarray:
-    """[size] booleans: which of all images are evaluated on in fold 'k/n'; each is in one of the n folds."""
-    k, n = map(int, fold.split('/'))
-    if n > size:
-        raise UserError(f'dataset.fold={fold}: {size} images cannot be dealt out to {n} folds')
-    evaluated = np.zeros(size, bool)
-    evaluated[np.random.default_rng(0).permutation(size)[k - 1 :: n]] = True
-    return evaluated
-
-
-def name_with_fold(name: str, fold: str) -> str:
-    """What a dataset is called whose images are dealt out to folds: others have other evaluation images."""
-    return f'{name}{FOLD}{fold}' if fold else name
 
 
 class InMemory(Dataset):

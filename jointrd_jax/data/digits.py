@@ -6,7 +6,8 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from jointrd_jax.data.base import InMemory, in_fold, name_with_fold
+from jointrd_jax.data.base import InMemory
+from jointrd_jax.data.folds import in_fold, name_with_fold
 
 TEST_SIZE = 500
 

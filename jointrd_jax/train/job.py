@@ -1,5 +1,6 @@
 """What stays the same while a run goes: its data, networks, schedules and compiled steps."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from jointrd_jax.train.setup import Plan
 from jointrd_jax.train.step import AXIS, TrainState
 from jointrd_jax.train.teacher import Teacher
 
+TAPS = 2  # the stream of random numbers that taps are drawn from
+
 
 class Job:
     """A run as its loop needs it; nothing here changes after `__init__`, apart from which steps are compiled.
@@ -38,6 +41,7 @@ class Job:
       frozen: what the steps see of it.
       mixing_weights: m(t) by epoch.
       schedule: step -> learning rate.
+      tap_sets: those of the mixed paths, of which each step takes one.
       slope: step -> that of annealed activations; None where there are none.
 
     Raises:
@@ -48,6 +52,8 @@ class Job:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, plan: Plan, reporter: Reporter):
         self.config, self.workdir, self.reporter = config, workdir, reporter
         self.dataset, self.method = plan.dataset, plan.method
+        mixes = bool(self.method.taps)
+        self.tap_sets = from_config.tap_sets(config, plan.student) if mixes else (self.method.taps,)
         self.steps_per_epoch = self.dataset.train_size // config.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
         self.mesh = step_lib.make_mesh()
@@ -101,16 +107,27 @@ class Job:
         return joint.mixing_weight(epoch, mix.eta, config_lib.in_epochs(mix.epochs, self.config.epochs))
 
     def method_at(self, step: int) -> Method:
-        """The loss at `step`: where the mixed paths have no weight, they are not run."""
+        """The loss at `step`, on the taps drawn for it: where the mixed paths have no weight, they are not run."""
         mixes = not self.method.taps or self.mixing_weights[step // self.steps_per_epoch] > 0
-        return self.method if mixes else self.method.without_mixing()
+        if not mixes:
+            return self.method.without_mixing()
+        if len(self.tap_sets) == 1:
+            return self.method
+        drawn = np.random.default_rng((self.config.seed, TAPS, step)).integers(len(self.tap_sets))
+        return dataclasses.replace(self.method, taps=self.tap_sets[drawn])
 
     def train_step(self, step: int, count: int) -> Callable:
         """The program that takes `count` steps from `step` on; compiled when it is first called."""
         method = self.method_at(step)
         if (method, count) not in self._train_steps:
             device_step = step_lib.make_device_step(
-                self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.slope
+                self.networks,
+                method,
+                self.optimizer,
+                self.steps_per_epoch,
+                self.mixing_weight,
+                self.slope,
+                self.config.ema.decay,
             )
             program = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.mesh, count)
             what = 'compiling the training step' + (f', {count} at once' if count > 1 else '')
@@ -137,7 +154,7 @@ class Job:
         """`initial_state`, traceable."""
         return step_lib.initial_state(
             jax.random.key(self.config.seed), self.networks, self.method, self.dataset.image_shape,
-            self.optimizer, self.trains_teacher, student,
+            self.optimizer, self.trains_teacher, student, averages=self.config.ema.decay > 0,
         )  # fmt: skip
 
     def term_names(self, step: int) -> tuple[str, ...]:
