@@ -3,11 +3,7 @@
 import ml_collections
 
 from jointrd_jax.data.base import Dataset
-<<<<<<< HEAD
-from jointrd_jax.errors import UserError
-=======
-from jointrd_jax.errors import require
->>>>>>> main
+from jointrd_jax.errors import UserError, require
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
