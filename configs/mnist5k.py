@@ -14,6 +14,7 @@ def get_config():
     config.epochs = 12
     config.batch_size = 64
     config.eval_batch_size = 500
+    config.mix.average_paths, config.mix.mean_of_paths = False, True  # see docs/experiments.md
     config.dataset.name = 'folder'
     config.dataset.crop_padding = 2
     config.checkpoint.every_steps = 0

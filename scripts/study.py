@@ -40,6 +40,10 @@ def recipe(dataset: str, depth: int, data_dir: str, epochs: int) -> ml_collectio
     config.dataset.data_dir = data_dir
     config.model.update(SHAPES[depth])
     config.epochs = epochs or config.epochs
+    # One rule for all depths and datasets: the mixed paths together weigh what the student's own loss does.
+    config.mix.average_paths, config.mix.mean_of_paths = False, True
+    config.optimizer.clip_norm = 1.0
+    config.mix.num_taps = 0 if depth == 34 else 7  # 0: the ends of stages 1 to 3
     config.log.quiet = True
     config.eval_every = 4
     return config
