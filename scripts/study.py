@@ -17,7 +17,7 @@ from typing import Any
 
 import ml_collections
 
-from jointrd_jax import cli, compare
+from jointrd_jax import cli, compare, config as config_lib
 from jointrd_jax.configs import digits, mnist5k
 from jointrd_jax.errors import Interrupted, UserError
 from jointrd_jax.system import files, runtime
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument('--folds', type=int, default=FOLDS, help='of the digits; 0: the 500 test images')
     parser.add_argument('--epochs', type=int, default=0, help="0: the recipe's")
     parser.add_argument('--variants', default='', help='as of jointrd compare')
+    parser.add_argument('--set', nargs='*', default=[], metavar='FIELD=VALUE', help='fields of every recipe')
     parser.add_argument('--tables', action='store_true', help='train nothing')
     given = parser.parse_args()
     name, _, directory = given.folder.partition('=')
@@ -93,8 +94,11 @@ def main() -> None:
                 raise UserError(f'--depths: {depth} is none of {", ".join(map(str, SHAPES))}')
             workdir = given.runs / dataset / str(depth)
             if not given.tables:
+                config = recipe(dataset, depth, directories[dataset], given.epochs)
+                for field, _, value in (override.partition('=') for override in given.set):
+                    config.update_from_flattened_dict({field: config_lib.from_text(field, value)})
                 compare.run(
-                    recipe(dataset, depth, directories[dataset], given.epochs),
+                    config,
                     workdir,
                     [int(seed) for seed in given.seeds.split(',')],
                     rows(given.roads.split(',')),
