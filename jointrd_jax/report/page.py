@@ -12,7 +12,7 @@ from jointrd_jax.report import charts, collect
 from jointrd_jax.report.charts import Series
 from jointrd_jax.report.collect import Variant, show
 from jointrd_jax.runs import from_config
-from jointrd_jax.system import files
+from jointrd_jax.system import buckets, files
 
 TEMPLATE = 'page.html.j2'
 PERCENT = (0.0, 100.0)
@@ -35,7 +35,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
       UserError: a path without runs, a damaged file of a run, jinja2 missing, or `out` cannot be written.
     """
     jinja2 = require('jinja2', 'report')
-    if not Path(out).name:
+    if not buckets.place(out).name:
         raise UserError(f'--out={str(out)!r} names no file')
     records = collect.find(paths)
     variants = collect.variants(records)
@@ -63,15 +63,12 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         looks=[look(variant) for variant in variants] if evaluate else [],
         opened=opened(variants),
         left_out=left_out,
-        exports=collect.exports(map(Path, paths), records),
+        exports=collect.exports(map(buckets.place, paths), records),
         environments=environments(variants),
         date=datetime.date.today().isoformat(),
     )
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'cannot write {out}: {error.strerror}') from error
+    out = buckets.place(out)
+    files.make_parent(out)
     files.write_atomically(out, html)
     return {
         'runs': sum(len(variant.runs) for variant in variants),

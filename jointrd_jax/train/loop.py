@@ -19,7 +19,7 @@ from jointrd_jax.method.joint import Method, Networks
 from jointrd_jax.method.networks import Variables
 from jointrd_jax.runs import from_config, provenance, run_directory
 from jointrd_jax.runs.checkpoint import Checkpoints
-from jointrd_jax.system import distributed, files, runtime, signals
+from jointrd_jax.system import buckets, distributed, files, runtime, signals
 from jointrd_jax.train import (
     gradients,
     preflight,
@@ -56,24 +56,25 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
       NotFinite: a loss that is not finite, a UserError too.
       Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
-    workdir = Path(workdir).absolute()
-    plan = plan_lib.make(config, workdir)
-    reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
-    try:
-        with distributed.only_first(files.owned(workdir)):
-            preflight.workdir(config, workdir)  # again, now that nobody else can write there
-            if distributed.is_first():
-                files.write_json(workdir / run_directory.CONFIG, config_lib.flatten(config))
-            summary = run_directory.read_summary(workdir)
-            distributed.sync('workdir read')
-            is_new = summary is None
-            if is_new:
-                summary = Trainer(config, workdir, plan, reporter).train()
-            else:
-                forget_fault(workdir)
-                reporter.say(f'{workdir} is finished already')
-    finally:
-        plan.dataset.close()
+    workdir = files.absolute(workdir)
+    with buckets.answering(workdir, '; the same command continues'):
+        plan = plan_lib.make(config, workdir)
+        reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
+        try:
+            with distributed.only_first(files.owned(workdir)):
+                preflight.workdir(config, workdir)  # again, now that nobody else can write there
+                if distributed.is_first():
+                    files.write_json(workdir / run_directory.CONFIG, config_lib.flatten(config))
+                summary = run_directory.read_summary(workdir)
+                distributed.sync('workdir read')
+                is_new = summary is None
+                if is_new:
+                    summary = Trainer(config, workdir, plan, reporter).train()
+                else:
+                    forget_fault(workdir)
+                    reporter.say(f'{workdir} is finished already')
+        finally:
+            plan.dataset.close()
     if is_new or not reporter.nested:
         report(summary, reporter)
     return summary
@@ -82,7 +83,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
 def forget_fault(workdir: Path) -> None:
     """A run that goes on did not end by the loss that its not_finite.json names."""
     if distributed.is_first():
-        (workdir / run_directory.NOT_FINITE).unlink(missing_ok=True)
+        files.remove(workdir / run_directory.NOT_FINITE)
 
 
 def report(summary: dict[str, Any], reporter: Reporter) -> None:
