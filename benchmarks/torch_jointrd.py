@@ -143,8 +143,8 @@ class Stepper:
         if self.best:
             self.half = DEVICE.type == 'cuda'
             self.forward = torch.compile(self.loss, mode='reduce-overhead' if self.half else None)
-        self.images = torch.as_tensor(task.dataset.resident['images']).permute(0, 3, 1, 2).to(DEVICE)
-        self.labels = torch.as_tensor(task.dataset.resident['labels']).long().to(DEVICE)
+        self.images = torch.as_tensor(task.dataset.device_arrays['images']).permute(0, 3, 1, 2).to(DEVICE)
+        self.labels = torch.as_tensor(task.dataset.device_arrays['labels']).long().to(DEVICE)
         began = time.perf_counter()
         self(1)
         self.row = {
@@ -183,11 +183,11 @@ def main(argv: list[str]) -> None:
         cli.fail(f'--procedures={",".join(sorted(other))}: in PyTorch there are {", ".join(PROCEDURES)}')
     settings = benchmark.Settings(given.width, given.dtype, given.distill_weight, given.remat)
     shapes = given.shapes or benchmark.default_shapes()
-    devices = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
     rows = []
     for shape in shapes.split(','):
         for task in benchmark.synthetic_tasks(shape, given.procedures, settings):
-            steppers = [benchmark.Stepper(task, devices), *(Stepper(task, form) for form in FORMS)]
+            steppers = [benchmark.Stepper(task, mesh), *(Stepper(task, form) for form in FORMS)]
             steppers[0].row['form'] = 'ours'
             for _, stepper in itertools.product(range(given.rounds), steppers):
                 stepper.round()

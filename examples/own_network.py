@@ -68,36 +68,36 @@ class Separable(nn.Module):
 
 def train(dataset, networks, method, epochs, teacher=None, seed=0):
     """Variables of `networks.student` after `epochs` of SGD on the loss that `method` describes."""
-    steps, resident = dataset.train_size // BATCH, jax.device_put(dataset.resident)
+    steps, device_arrays = dataset.train_size // BATCH, jax.device_put(dataset.device_arrays)
     optimizer = optax.sgd(optax.cosine_decay_schedule(0.1, epochs * steps), momentum=0.9, nesterov=True)
     variables = networks.student.init(jax.random.key(seed), jnp.zeros((1, *dataset.image_shape)))
-    params, stats = {'student': variables['params']}, {'student': variables['batch_stats']}
+    params, batch_stats = {'student': variables['params']}, {'student': variables['batch_stats']}
     state = optimizer.init(params)
 
     @jax.jit
-    def step(params, stats, state, batch, key, mix):
-        images, labels = dataset.fetch(resident, batch, key)
-        gradient, (terms, stats) = jax.grad(joint.joint_loss, has_aux=True)(
-            params, stats, images, labels, networks=networks, method=method, mix=mix, teacher=teacher
+    def step(params, batch_stats, state, batch, key, mix):
+        images, labels = dataset.preprocess(device_arrays, batch, key)
+        gradient, (terms, batch_stats) = jax.grad(joint.joint_loss, has_aux=True)(
+            params, batch_stats, images, labels, networks=networks, method=method, mix=mix, teacher=teacher
         )
         updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), stats, state, terms
+        return optax.apply_updates(params, updates), batch_stats, state, terms
 
     batches = dataset.train_batches(0)
     for i in range(epochs * steps):
         mix = joint.mixing_weight(i // steps, eta=0.5, mix_epochs=0.3 * epochs)
-        params, stats, state, terms = step(params, stats, state, next(batches), jax.random.key(i), mix)
+        params, batch_stats, state, terms = step(params, batch_stats, state, next(batches), jax.random.key(i), mix)
     print({name: round(float(value), 4) for name, value in terms.items()})
-    return {'params': params['student'], 'batch_stats': stats['student']}
+    return {'params': params['student'], 'batch_stats': batch_stats['student']}
 
 
 def evaluate(dataset, network, variables):
     """Top-1 in percent on the evaluation images."""
-    resident = jax.device_put(dataset.resident)
+    device_arrays = jax.device_put(dataset.device_arrays)
 
     @jax.jit
     def correct(batch):
-        images, labels = dataset.fetch(resident, batch, None)
+        images, labels = dataset.preprocess(device_arrays, batch, None)
         hits = network.apply(variables, images).logits.argmax(-1) == labels
         return (hits & batch['mask']).sum()
 

@@ -80,14 +80,14 @@ class Synthetic:
     def __init__(self, pixels: int, batch_size: int, num_classes: int):
         random = np.random.default_rng(0)
         self.image_shape = (pixels, pixels, 3)
-        self.resident = {
+        self.device_arrays = {
             'images': random.integers(0, 256, (batch_size, *self.image_shape), np.uint8),
             'labels': random.integers(0, num_classes, batch_size, np.int32),
         }
 
-    def fetch(self, resident: Any, batch: Any, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        images = resident['images'][batch['index']].astype(jnp.float32) / 255 - 0.5
-        return images, resident['labels'][batch['index']]
+    def preprocess(self, device_arrays: Any, batch: Any, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        images = device_arrays['images'][batch['index']].astype(jnp.float32) / 255 - 0.5
+        return images, device_arrays['labels'][batch['index']]
 
 
 def indices(batch_size: int) -> dict[str, np.ndarray]:
@@ -156,37 +156,37 @@ def config_tasks(config: Any, procedures: Sequence[str]) -> list[Task]:
     return tasks
 
 
-def program(task: Task, devices: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
+def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
     """The jitted step of a task, the state that it changes (None: none) and its other arguments."""
     trains_teacher, networks = task.procedure == 'jointrd_scratch', task.networks
-    everywhere = step_lib.replicated(devices)
+    everywhere = step_lib.replicated(mesh)
     key, shape = jax.random.key(0), task.dataset.image_shape
-    resident = step_lib.replicate(task.dataset.resident, devices)
-    batch = step_lib.put([task.batch] * task.steps, devices)
+    device_arrays = step_lib.replicate(task.dataset.device_arrays, mesh)
+    batch = step_lib.shard_batches([task.batch] * task.steps, mesh)
 
     def initial():
         return step_lib.initial_state(key, networks, task.method, shape, task.optimizer, trains_teacher)
 
     state = runtime.jit_once(initial, out_shardings=everywhere)()
     if task.procedure == EVALUATE:
-        return step_lib.make_eval_step(task.dataset, networks, ()), None, (state.student, None, resident, batch)
+        return step_lib.make_eval_step(task.dataset, networks, ()), None, (state.student, None, device_arrays, batch)
     frozen = None
     if networks.teacher and not trains_teacher:
         teacher = networks.teacher.initialise(key, shape)
         margin = step_lib.margin(networks.teacher, teacher) if task.method.distill_weight else None
-        frozen = step_lib.replicate({'variables': teacher, 'margin': margin}, devices)
+        frozen = step_lib.replicate({'variables': teacher, 'margin': margin}, mesh)
     device_step = step_lib.make_device_step(
         networks, task.method, task.optimizer, 1000, lambda epoch: jnp.float32(1), task.method.num_paths
     )
-    train_step = step_lib.make_train_step(task.dataset, device_step, 0, devices, task.steps)
-    return train_step, state, (frozen, resident, batch)
+    train_step = step_lib.make_train_step(task.dataset, device_step, 0, mesh, task.steps)
+    return train_step, state, (frozen, device_arrays, batch)
 
 
 class Stepper:
     """A compiled step with its state, and what the compiler says of it."""
 
-    def __init__(self, task: Task, devices: jax.sharding.Mesh):
-        function, self.state, self.arguments = program(task, devices)
+    def __init__(self, task: Task, mesh: jax.sharding.Mesh):
+        function, self.state, self.arguments = program(task, mesh)
         self.has_state = self.state is not None
         began = time.perf_counter()
         lowered = function.lower(*([self.state] if self.has_state else []), *self.arguments)
@@ -351,11 +351,11 @@ def measure(
       steps: numbers of steps at once; each training task is timed with each of them too.
       trace: see the flag.
     """
-    devices = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
     rows, dtype = [], None
     for tasks in groups:
         tasks = [variant for task in tasks for variant in variants(task, options, steps)]
-        steppers = [Stepper(task, devices) for task in tasks]
+        steppers = [Stepper(task, mesh) for task in tasks]
         dtype = tasks[0].networks.student.dtype
         for _, stepper in itertools.product(range(rounds), steppers):
             stepper.round()

@@ -192,7 +192,7 @@ class Sealed:
         about = {'dataset': 'x', 'classes': ['a', 'b'], 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.5]}
         variables = from_config.student(config, 2).initialise(jax.random.key(0), (8, 8, 1))
         self.config = config
-        past = dataclasses.asdict(history.History(lines=['{"epoch": 1}'], looks=[{'x': 1.0}], bad=[3]))
+        past = dataclasses.asdict(history.History(lines=['{"epoch": 1}'], gradient_samples=[{'x': 1.0}], bad=[3]))
         files.write_json(self.run / run_directory.CONFIG, config_lib.flatten(config))
         checkpoints = checkpoint.Checkpoints(self.run, keep=1)
         checkpoints.save(
@@ -217,7 +217,7 @@ class Sealed:
             run_directory.load(self.run)
             meta = checkpoint.Checkpoints(self.run).meta(0)
             past = history.History.from_json(meta.get('history'), self.run)
-            gradients.Probe(self.config, 10, dict).resume(past.looks)
+            gradients.Probe(self.config, 10, dict).resume(past.gradient_samples)
             '\n'.join(past.lines).encode()
             if provenance.is_one(meta.get('provenance')):
                 provenance.check(self.config, meta['provenance'], {'devices': '1 x cpu'}, self.run)

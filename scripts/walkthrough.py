@@ -36,7 +36,7 @@ workdir = Path(tempfile.mkdtemp(prefix='walkthrough-'))
 # %% The images: the whole set lies on the device, a batch is a list of indices
 dataset = data.load(config)
 batch = next(dataset.train_batches(0))
-images, labels = dataset.fetch(dataset.resident, batch, jax.random.key(0))
+images, labels = dataset.preprocess(dataset.device_arrays, batch, jax.random.key(0))
 print(f'{dataset.train_size} training images {images.shape[1:]}, {dataset.eval_size} for evaluation, {labels[:8]}')
 
 # %% One network, three shapes: ResNet, plain, and the hybrids between them

@@ -79,21 +79,21 @@ from jointrd_jax.method import joint
 from jointrd_jax.train import step
 
 
-def fill(layer, params, stats, conv, norm):
+def fill(layer, params, batch_stats, conv, norm):
     layer[0].weight.data = torch.tensor(np.asarray(params[conv]['kernel']).transpose(3, 2, 0, 1))
-    arrays = *(params[norm][name] for name in ('scale', 'bias')), *(stats[norm][name] for name in ('mean', 'var'))
+    arrays = *(params[norm][name] for name in ('scale', 'bias')), *(batch_stats[norm][name] for name in ('mean', 'var'))
     for mine, array in zip((layer[1].weight, layer[1].bias, layer[1].running_mean, layer[1].running_var), arrays):
         mine.data = torch.tensor(np.asarray(array))
 
 
 def fill_network(theirs, network, variables):
-    params, stats = variables['params'], variables['batch_stats']
-    fill(theirs.stem, params['stem'], stats['stem'], 'conv', 'bn')
+    params, batch_stats = variables['params'], variables['batch_stats']
+    fill(theirs.stem, params['stem'], batch_stats['stem'], 'conv', 'bn')
     for block, name in zip(theirs.blocks, network.block_names, strict=True):
         for i, layer in enumerate(block.layers, 1):
-            fill(layer, params[name], stats[name], f'conv{i}', f'bn{i}')
+            fill(layer, params[name], batch_stats[name], f'conv{i}', f'bn{i}')
         if block.projection is not None:
-            fill(block.projection, params[name], stats[name], 'shortcut_conv', 'shortcut_bn')
+            fill(block.projection, params[name], batch_stats[name], 'shortcut_conv', 'shortcut_bn')
     theirs.head.weight.data = torch.tensor(np.asarray(params['head']['kernel']).T)
     theirs.head.bias.data = torch.tensor(np.asarray(params['head']['bias']))
 
@@ -102,7 +102,7 @@ for procedure in torch_jointrd.PROCEDURES:
     (task,) = benchmark.synthetic_tasks('18:16:4', [procedure], benchmark.Settings(width=4))
     networks, method, shape = task.networks, task.method, task.dataset.image_shape
     state = step.initial_state(jax.random.key(0), networks, method, shape, task.optimizer, False)
-    images, labels = task.dataset.fetch(task.dataset.resident, task.batch, None)
+    images, labels = task.dataset.preprocess(task.dataset.device_arrays, task.batch, None)
     stepper = torch_jointrd.Stepper(task, 'eager')
     fill_network(stepper.loss.student, networks.student, state.student)
     given = {}
@@ -113,9 +113,9 @@ for procedure in torch_jointrd.PROCEDURES:
                  'margin': step.margin(networks.teacher, teacher)}
         stepper.loss.margin.data = torch.tensor(np.asarray(given['margin']))
         for connector, path in zip(stepper.loss.connectors, joint.path_names(method.taps), strict=True):
-            fill(connector, state.params['connectors'], state.stats['connectors'], f'{path}_conv', f'{path}_bn')
+            fill(connector, state.params['connectors'], state.batch_stats['connectors'], f'{path}_conv', f'{path}_bn')
     ours, _ = joint.joint_loss(
-        state.params, state.stats, images, labels, networks=networks, method=method, mix=1.0, **given
+        state.params, state.batch_stats, images, labels, networks=networks, method=method, mix=1.0, **given
     )
     pixels = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
     theirs = stepper.loss(pixels, torch.tensor(np.asarray(labels)).long()).detach()

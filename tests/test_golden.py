@@ -78,16 +78,16 @@ class Golden:
         return tree
 
     def trees(self, connector_of_student: str | None = None):
-        """(params, stats); optionally another path's connector at the student's end."""
+        """(params, batch_stats); optionally another path's connector at the student's end."""
         params = {name: self.variables[name]['params'] for name in ('student', 'connectors')}
-        stats = {name: self.variables[name]['batch_stats'] for name in ('student', 'connectors')}
+        batch_stats = {name: self.variables[name]['batch_stats'] for name in ('student', 'connectors')}
         if connector_of_student:
             for kind in ('conv', 'bn'):
-                for tree in (params, stats):
+                for tree in (params, batch_stats):
                     if f'{connector_of_student}_{kind}' in tree['connectors']:
                         moved = tree['connectors'][f'{connector_of_student}_{kind}']
                         tree['connectors'] = {**tree['connectors'], f'student_{kind}': moved}
-        return params, stats
+        return params, batch_stats
 
     @functools.cached_property
     def teacher_outputs(self):
@@ -98,31 +98,31 @@ class Golden:
         return self['margin'].astype(self.dtype)
 
     def loss(self, method, gradient=False):
-        """(params, stats) -> (loss, (terms, running statistics)) on batch 0, the teacher frozen; with its gradient."""
+        """(params, batch_stats) -> (loss, (terms, running statistics)) on batch 0, the teacher frozen."""
 
-        def loss(params, stats, images, labels, teacher, outputs, margin):
+        def loss(params, batch_stats, images, labels, teacher, outputs, margin):
             return joint.joint_loss(
-                params, stats, images, labels, networks=self.networks, method=method, mix=self.m,
+                params, batch_stats, images, labels, networks=self.networks, method=method, mix=self.m,
                 teacher=teacher, teacher_logits=outputs.logits, teacher_features=outputs.features, margin=margin,
             )  # fmt: skip
 
         compiled = jax.jit(jax.value_and_grad(loss, has_aux=True) if gradient else loss)
         constants = self.variables['teacher'], self.teacher_outputs, self.margin()
-        return lambda params, stats: compiled(params, stats, self.images[0], self.labels[0], *constants)
+        return lambda params, batch_stats: compiled(params, batch_stats, self.images[0], self.labels[0], *constants)
 
     def train(self, steps: int, teacher_trains: bool = False):
         """(states, reports) of `steps` steps of the trainer's own device step on batches 0, 1, ..."""
         config = shipped_config('cifar10', optimizer__schedule='constant')
         optimizer = from_config.optimizer(config, optax.constant_schedule(0.1))
-        params, stats = self.trees()
+        params, batch_stats = self.trees()
         teacher = {'variables': self.variables['teacher'], 'margin': self.margin()}
         if teacher_trains:
             teacher['opt_state'] = optimizer.init(teacher['variables']['params'])
         names = step_lib.term_names(self.method, teacher_trains)
         state = step_lib.TrainState(
-            step=jnp.zeros((), jnp.int32), params=params, stats=stats, opt_state=optimizer.init(params),
+            step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats, opt_state=optimizer.init(params),
             rate_scale=jnp.ones((), self.dtype), teacher=teacher if teacher_trains else None,
-            sums={name: jnp.zeros((), self.dtype) for name in names},
+            epoch_sums={name: jnp.zeros((), self.dtype) for name in names},
             fault={'step': jnp.full((), -1, jnp.int32), 'term': jnp.full((), -1, jnp.int32)},
         )  # fmt: skip
         device_step = step_lib.make_device_step(
@@ -140,7 +140,7 @@ class Golden:
         for i in range(steps):
             batch = jax.device_put((self.images[i], self.labels[i]), jax.sharding.NamedSharding(mesh, data))
             state = mapped(state, None if teacher_trains else teacher, *batch)
-            reports.append(state.sums)
+            reports.append(state.epoch_sums)
         return state, reports
 
 
@@ -174,18 +174,18 @@ def test_forward_and_joint_loss(golden):
     assert difference(trained.logits, golden['student_logits_train']) < LOSS
     assert difference(np.stack([z for z, _ in branches]), golden['branch_logits']) < LOSS
 
-    (loss, (terms, stats)), grads = golden.loss(golden.method, gradient=True)(*golden.trees())
+    (loss, (terms, batch_stats)), grads = golden.loss(golden.method, gradient=True)(*golden.trees())
     assert difference(loss, golden['loss/joint']) < LOSS
     for i, path in enumerate(golden.paths):
         assert difference(terms[f'ce/{path}'], golden['ce'][i]) < LOSS
         assert difference(terms[f'distill/{path}'], golden['distill'][i]) < LOSS
     compare_named(golden, grads, None, 'grad_joint/')
-    compare_named(golden, None, stats, 'bn_after_joint/')
+    compare_named(golden, None, batch_stats, 'bn_after_joint/')
 
 
-def compare_named(golden, params, stats, prefix):
+def compare_named(golden, params, batch_stats, prefix):
     """Every array of the file under `prefix` against ours of the same PyTorch name; none may be missing."""
-    variables = {'params': (params or {}).get('student', {}), 'batch_stats': (stats or {}).get('student', {})}
+    variables = {'params': (params or {}).get('student', {}), 'batch_stats': (batch_stats or {}).get('student', {})}
     ours = {f'student.{k}': v for k, v in torch_names.export_names(variables, 'authors').items()}
     for i, path in enumerate(golden.paths):
         if params and f'{path}_conv' in params['connectors']:

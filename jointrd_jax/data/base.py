@@ -16,9 +16,9 @@ Batch = dict[str, np.ndarray]
 
 
 class Dataset(abc.ABC):
-    """Images with labels for training and evaluation, delivered as host batches plus a traced `fetch`.
+    """Images with labels for training and evaluation, delivered as host batches plus a traced `preprocess`.
 
-    The trainer maps `fetch` into its jitted step: host batches stay small (indices, or uint8 images),
+    The trainer maps `preprocess` into its jitted step: host batches stay small (indices, or uint8 images),
     everything random is drawn on the device from the step's key, so that a batch depends on the seed
     and the step alone, not on the number of devices, hosts or workers.
 
@@ -31,7 +31,7 @@ class Dataset(abc.ABC):
       mean: per channel, of images scaled to 0..1.
       std: the same; the network's input is (x / 255 - mean) / std.
       bad: the numbers of the bad images passed over so far on this host (dataset.on_bad_image=skip).
-      resident: arrays to keep on every device, given back to `fetch`; {} when streaming.
+      device_arrays: arrays to keep on every device, given back to `preprocess`; {} when streaming.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Dataset(abc.ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bad: set[int]
-    resident: dict[str, np.ndarray]
+    device_arrays: dict[str, np.ndarray]
 
     @abc.abstractmethod
     def train_batches(self, start_step: int) -> Iterator[Batch]:
@@ -57,8 +57,8 @@ class Dataset(abc.ABC):
         """
 
     @abc.abstractmethod
-    def fetch(
-        self, resident: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
+    def preprocess(
+        self, device_arrays: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Traced: (images [B, H, W, C] normalised float32, labels [B]); augmented when a key is given."""
 
@@ -124,7 +124,7 @@ class InMemory(Dataset):
             train = tuple(array[kept] for array in train)
         self.image_shape = tuple(int(n) for n in train[0].shape[1:])
         self.train_size, self.eval_size = len(train[1]), len(evaluation[1])
-        self.resident = {
+        self.device_arrays = {
             'images': np.concatenate([train[0], evaluation[0]]),
             'labels': np.concatenate([train[1], evaluation[1]]).astype(np.int32),
         }
@@ -145,10 +145,10 @@ class InMemory(Dataset):
             mask = position < self.eval_size
             yield {'index': self.train_size + np.where(mask, position, 0), 'mask': mask}
 
-    def fetch(
-        self, resident: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
+    def preprocess(
+        self, device_arrays: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        images, labels, settings = resident['images'], resident['labels'], self.config.dataset
+        images, labels, settings = device_arrays['images'], device_arrays['labels'], self.config.dataset
         if key is None:
             picked = images[batch['index']]
             return augment.normalise(picked, self.mean, self.std), labels[batch['index']]

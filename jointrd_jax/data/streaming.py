@@ -187,7 +187,7 @@ class Streaming(Dataset):
             raise UserError(
                 f'batch_size={config.batch_size} is more than the {self.train_size} training images of {name}'
             )
-        self.resident, self.bad = {}, set()
+        self.device_arrays, self.bad = {}, set()
         self.running: list[Iterator[Batch]] = []
         for chunks in (self.train_chunks(), self.eval_chunks()):  # a split without usable images fails now, not later
             chunks.check()
@@ -266,8 +266,8 @@ class Streaming(Dataset):
     def eval_batches(self) -> Iterator[Batch]:
         return self.run(self.eval_chunks(), 0, -(-self.eval_size // self.config.eval_batch_size))
 
-    def fetch(
-        self, resident: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
+    def preprocess(
+        self, device_arrays: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         if key is None:
             return augment.normalise(batch['image'], self.mean, self.std), batch['label']

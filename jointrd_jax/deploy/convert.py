@@ -174,6 +174,6 @@ def convert(
             'student_digest': run_directory.digest(source.variables),
             'versions': provenance.versions(),
         }
-        with files.appearing(out, last=run_directory.SUMMARY) as directory:
+        with files.atomic_directory(out, last=run_directory.SUMMARY) as directory:
             run_directory.save(directory, source.config, source.variables, source.data, summary)
     print(f'{weights.name_of(source.network)}: {path} -> {out}')

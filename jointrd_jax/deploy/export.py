@@ -83,9 +83,9 @@ def check(options: Options, out: Path) -> None:
 
 def eval_batches(dataset: data.Dataset) -> Iterator[Batch]:
     """The evaluation split as the network sees it, in batches of one size."""
-    fetch = jax.jit(lambda resident, batch: dataset.fetch(resident, batch, None))
+    preprocess = jax.jit(lambda device_arrays, batch: dataset.preprocess(device_arrays, batch, None))
     for batch in dataset.eval_batches():
-        images, labels = fetch(dataset.resident, batch)
+        images, labels = preprocess(dataset.device_arrays, batch)
         yield Batch(np.asarray(images), np.asarray(labels), batch['mask'])
 
 
@@ -98,10 +98,10 @@ def random_batches(image_shape: tuple[int, ...], size: int) -> Iterator[Batch]:
 
 def calibration_batches(dataset: data.Dataset, images: int, size: int) -> list[np.ndarray]:
     """The first training images, not augmented, in whole batches of `size`."""
-    fetch = jax.jit(lambda resident, batch: dataset.fetch(resident, batch, None))
+    preprocess = jax.jit(lambda device_arrays, batch: dataset.preprocess(device_arrays, batch, None))
     found, count = [], 0
     for batch in dataset.train_batches(0):
-        found.append(np.asarray(fetch(dataset.resident, batch)[0]))
+        found.append(np.asarray(preprocess(dataset.device_arrays, batch)[0]))
         count += len(found[-1])
         if count >= max(images, size):
             break
@@ -252,7 +252,7 @@ def export(
     run = run._replace(network=run.network.clone(dtype=np.dtype(np.float32)))
     dataset = open_dataset(run, options, data_dir) if options.verify == 'test' else None
     try:
-        with files.appearing(out, last=RECORD) as directory:
+        with files.atomic_directory(out, last=RECORD) as directory:
             return fill(directory, Job(run, options, dataset), say)
     finally:
         if dataset:

@@ -41,7 +41,7 @@ def removed(network: Network, variables: Variables) -> tuple[Network, Variables]
     kinds = network.block_shortcuts()
     if set(kinds) == {'none'}:
         raise UserError('the network has no shortcut to remove')
-    params, stats, hidden = dict(variables['params']), dict(variables['batch_stats']), []
+    params, batch_stats, hidden = dict(variables['params']), dict(variables['batch_stats']), []
     for place, kind in zip(network.block_names, kinds):
         layers = 3 if network.bottleneck else 2
         folded = [fold_conv(variables, place, f'conv{i}', f'bn{i}') for i in range(1, layers + 1)]
@@ -66,9 +66,9 @@ def removed(network: Network, variables: Variables) -> tuple[Network, Variables]
         if reserved:
             kernels[-1] = np.concatenate([kernels[-1], merged], 2)
         hidden.append(kernels[0].shape[3])
-        params[place], stats[place] = {}, {}
+        params[place], batch_stats[place] = {}, {}
         for i, (kernel, bias) in enumerate(zip(kernels, biases), 1):
             params[place][f'conv{i}'] = {'kernel': kernel.astype(np.float32)}
-            params[place][f'bn{i}'], stats[place][f'bn{i}'] = batch_norm(bias)
+            params[place][f'bn{i}'], batch_stats[place][f'bn{i}'] = batch_norm(bias)
     plain = network.clone(shortcuts='none', dirac=False, hidden=tuple(hidden))
-    return plain, {'params': params, 'batch_stats': stats}
+    return plain, {'params': params, 'batch_stats': batch_stats}

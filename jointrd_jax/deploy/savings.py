@@ -366,7 +366,7 @@ def run(
     }
     text = markdown(report)
     if out:
-        with files.appearing(out) as directory:
+        with files.atomic_directory(out) as directory:
             files.write_json(directory / 'report.json', report)
             files.write_atomically(directory / 'report.md', text)
             draw_memory(measured, directory / 'memory.png')

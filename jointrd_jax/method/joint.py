@@ -105,7 +105,7 @@ def residual_paths(
 
 def joint_loss(
     params: dict[str, Any],
-    stats: dict[str, Any],
+    batch_stats: dict[str, Any],
     images: jax.Array,
     labels: jax.Array,
     *,
@@ -122,7 +122,7 @@ def joint_loss(
 
     Args:
       params: trained parameters, {'student': ..., 'connectors': ...}; the latter only if `distill_weight` > 0.
-      stats: running statistics, with the same keys.
+      batch_stats: running statistics, with the same keys.
       images: [B, H, W, C], normalised.
       labels: [B] integers.
       mix: m(t).
@@ -133,23 +133,23 @@ def joint_loss(
       num_paths: divisor of `average_paths` where it is not the method's own.
     """
     student, updates = networks.student.apply(
-        {'params': params['student'], 'batch_stats': stats['student']},
+        {'params': params['student'], 'batch_stats': batch_stats['student']},
         images, train=True, taps=method.taps, mutable=['batch_stats'],
     )  # fmt: skip
     outputs = residual_paths(networks.teacher, teacher, student.taps, method.taps)
     paths = dict(zip(path_names(method.taps), [*outputs, (student.logits, student.features)]))
     weight = {path: 1.0 if path == STUDENT else mix for path in paths}
-    stats = {**stats, STUDENT: updates['batch_stats']}
+    batch_stats = {**batch_stats, STUDENT: updates['batch_stats']}
 
     ce = {path: losses.cross_entropy(z, labels, method.label_smoothing) for path, (z, _) in paths.items()}
     loss = (1 - method.kl_alpha) * sum(weight[path] * ce[path] for path in paths)
     terms = {f'ce/{path}': value for path, value in ce.items()}
     if method.distill_weight:
         connected, updates = networks.connectors.apply(
-            {'params': params['connectors'], 'batch_stats': stats['connectors']},
+            {'params': params['connectors'], 'batch_stats': batch_stats['connectors']},
             {path: f for path, (_, f) in paths.items()}, mutable=['batch_stats'],
         )  # fmt: skip
-        stats['connectors'] = {**stats['connectors'], **updates['batch_stats']}
+        batch_stats['connectors'] = {**batch_stats['connectors'], **updates['batch_stats']}
         for path, f in connected.items():
             terms[f'distill/{path}'] = losses.margin_distillation(f, teacher_features, margin)
             loss += weight[path] * method.distill_weight * terms[f'distill/{path}']
@@ -158,4 +158,4 @@ def joint_loss(
         loss += method.kl_alpha * terms['kl/student']
     if method.average_paths:
         loss /= num_paths or method.num_paths
-    return loss, ({'loss': loss, **terms}, stats)
+    return loss, ({'loss': loss, **terms}, batch_stats)

@@ -60,7 +60,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         paths=path_curves(variants),
         gradients=gradient_curves(variants),
         schedules=schedule_curves(variants),
-        looks=[look(variant) for variant in variants] if evaluate else [],
+        mistakes=[mistakes(variant) for variant in variants] if evaluate else [],
         opened=opened(variants),
         left_out=left_out,
         exports=collect.exports(map(buckets.place, paths), records),
@@ -302,7 +302,7 @@ def gradient_curves(variants: list[Variant]) -> dict[str, list[str]]:
     return {'share': share, 'origins': origins, 'norms': norms, 'sentences': sentences}
 
 
-def look(variant: Variant) -> dict[str, Any]:
+def mistakes(variant: Variant) -> dict[str, Any]:
     """The confusions of a variant's first finished run, or why they are not shown."""
     from jointrd_jax.report import predictions
 
@@ -310,7 +310,7 @@ def look(variant: Variant) -> dict[str, Any]:
         return {'variant': variant, 'problem': 'no run of it is finished'}
     run = variant.finished[0]
     try:
-        return {'variant': variant, 'seed': run.seed, 'problem': None, 'confusion': predictions.look(run.path)}
+        return {'variant': variant, 'seed': run.seed, 'problem': None, 'confusion': predictions.evaluate(run.path)}
     except UserError as error:
         return {'variant': variant, 'problem': str(error)}
 

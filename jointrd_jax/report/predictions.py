@@ -53,7 +53,7 @@ class Confusion(NamedTuple):
     images: int
 
 
-def look(path: Any, which: str = 'last') -> Confusion:
+def evaluate(path: Any, which: str = 'last') -> Confusion:
     """Evaluate the run at `path` on its own evaluation images.
 
     Raises:
@@ -71,15 +71,15 @@ def confusion(run: run_directory.Run, dataset: data.Dataset) -> Confusion:
     """Predict every evaluation image, keeping counts and the surest mistakes of each class."""
 
     @jax.jit
-    def predict(variables, resident, batch):
-        images, labels = dataset.fetch(resident, batch, None)
+    def predict(variables, device_arrays, batch):
+        images, labels = dataset.preprocess(device_arrays, batch, None)
         return images, labels, jax.nn.softmax(run.network.apply(variables, images).logits)
 
-    resident, number = jax.device_put(dataset.resident), len(dataset.classes)
+    device_arrays, number = jax.device_put(dataset.device_arrays), len(dataset.classes)
     matrix = np.zeros((number, number), np.int64)
     mistakes: dict[int, list[tuple[float, int, np.ndarray]]] = {}
     for batch in dataset.eval_batches():
-        images, labels, chances = map(np.asarray, predict(run.variables, resident, batch))
+        images, labels, chances = map(np.asarray, predict(run.variables, device_arrays, batch))
         predicted = chances.argmax(1)
         keep = batch['mask']
         np.add.at(matrix, (labels[keep], predicted[keep]), 1)

@@ -52,7 +52,7 @@ LOADED = code_digests()  # at import: what runs, also when a file is edited mean
 
 def provenance(dataset: Dataset) -> dict[str, str]:
     """{what: its state}, kept with every checkpoint and compared when a run is continued."""
-    packages = PACKAGES if dataset.resident else PACKAGES + DECODERS
+    packages = PACKAGES if dataset.device_arrays else PACKAGES + DECODERS
     found = {f'package {name}': version for name, version in versions(packages).items()}
     found |= {f'code of jointrd_jax.{name}': digest for name, digest in LOADED.items()}
     found[DEVICES] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
@@ -60,9 +60,9 @@ def provenance(dataset: Dataset) -> dict[str, str]:
     found |= {f'setting {name}': str(getattr(jax.config, name)) for name in SETTINGS}
     found['XLA_FLAGS'] = ' '.join(sorted(flag for flag in flags if not flag.startswith(DEVICE_COUNT_FLAG)))
     data = {**as_config(dataset), 'train_size': dataset.train_size, 'eval_size': dataset.eval_size}
-    if dataset.resident:
+    if dataset.device_arrays:
         sha = hashlib.sha256()
-        for array in dataset.resident.values():
+        for array in dataset.device_arrays.values():
             sha.update(np.ascontiguousarray(array))
         data['contents'] = sha.hexdigest()[:12]
     return found | {f'data {name}': str(value) for name, value in data.items()}

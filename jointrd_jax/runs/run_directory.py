@@ -206,7 +206,7 @@ def save(
     Raises:
       UserError: `path` holds something already.
     """
-    with files.appearing(buckets.place(path), last=SUMMARY) as temporary:
+    with files.atomic_directory(buckets.place(path), last=SUMMARY) as temporary:
         files.write_json(temporary / CONFIG, config_lib.flatten(config))
         with contextlib.closing(Checkpoints(temporary, keep=1)) as checkpoints:
             checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data})

@@ -167,7 +167,7 @@ def make_parent(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def appearing(directory: Path, last: str = '') -> Iterator[Path]:
+def atomic_directory(directory: Path, last: str = '') -> Iterator[Path]:
     """A temporary directory to fill, which becomes `directory` when the body ends well and else vanishes.
 
     In a bucket its files are sent then, the one called `last` after all others: where it is, they are.
@@ -198,7 +198,7 @@ def appearing(directory: Path, last: str = '') -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def owned(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Make `directory` and hold it for this process; a lock that its owner died with is free.
 
     The lock is the kernel's (flock), so it ends with its owner however that dies; the text in the

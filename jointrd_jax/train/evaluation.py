@@ -10,14 +10,14 @@ from jointrd_jax.errors import UserError
 from jointrd_jax.method import joint
 from jointrd_jax.method.networks import Variables
 from jointrd_jax.system import signals
-from jointrd_jax.train.step import put
+from jointrd_jax.train.step import shard_batches
 
 
 def evaluate(
     eval_step: Callable,
     dataset: data.Dataset,
-    resident: dict[str, jax.Array],
-    devices: jax.sharding.Mesh,
+    device_arrays: dict[str, jax.Array],
+    mesh: jax.sharding.Mesh,
     student: Variables,
     teacher: Variables | None = None,
 ) -> dict[str, float] | None:
@@ -32,7 +32,7 @@ def evaluate(
     for batch in dataset.eval_batches():
         if signals.requested() and jax.process_count() == 1:
             return None
-        counts, number = eval_step(student, teacher, resident, put([batch], devices))
+        counts, number = eval_step(student, teacher, device_arrays, shard_batches([batch], mesh))
         total = {name: total.get(name, 0) + count for name, count in counts.items()}
         images += number
     if not int(images):

@@ -21,7 +21,7 @@ from jointrd_jax.method.joint import STUDENT, Method, Networks
 from jointrd_jax.train.step import AXIS, TrainState, replicated
 
 Tree = Any
-LOOKS = 4  # steps of a measured epoch that are looked at, spread evenly
+SAMPLES_PER_EPOCH = 4  # steps of a measured epoch at which the gradients are measured, spread evenly
 
 
 def stages(params: dict[str, Tree]) -> dict[str, list[Tree]]:
@@ -33,7 +33,12 @@ def stages(params: dict[str, Tree]) -> dict[str, list[Tree]]:
 
 
 def by_origin(
-    params: Tree, stats: Tree, images: jax.Array, labels: jax.Array, mix: jax.typing.ArrayLike, **loss_arguments: Any
+    params: Tree,
+    batch_stats: Tree,
+    images: jax.Array,
+    labels: jax.Array,
+    mix: jax.typing.ArrayLike,
+    **loss_arguments: Any,
 ) -> dict[str, Tree]:
     """{'teacher': gradient of m * A, 'student': gradient of B} with respect to the student's parameters.
 
@@ -42,7 +47,9 @@ def by_origin(
 
     def parts(student: Tree) -> tuple[jax.Array, jax.Array]:
         def loss(m):
-            return joint.joint_loss({**params, STUDENT: student}, stats, images, labels, mix=m, **loss_arguments)[0]
+            return joint.joint_loss({**params, STUDENT: student}, batch_stats, images, labels, mix=m, **loss_arguments)[
+                0
+            ]
 
         return jax.jvp(loss, (jnp.zeros(()),), (jnp.ones(()),))
 
@@ -73,15 +80,15 @@ def mixture(gradients: dict[str, Tree]) -> dict[str, jax.Array]:
 
 
 def make_measure(
-    dataset: Dataset, networks: Networks, method: Method, mixing_weight: Callable, seed: int, devices: jax.sharding.Mesh
+    dataset: Dataset, networks: Networks, method: Method, mixing_weight: Callable, seed: int, mesh: jax.sharding.Mesh
 ) -> Callable:
-    """(state, frozen, resident, batch, epoch) -> `mixture` of the gradient that the step at hand takes."""
+    """(state, frozen, device_arrays, batch, epoch) -> `mixture` of the gradient that the step at hand takes."""
 
     def device_measure(state: TrainState, frozen: Tree, images: jax.Array, labels: jax.Array, epoch: jax.Array):
         teacher = state.teacher or frozen
         outputs = networks.teacher.apply(teacher['variables'], images) if method.reads_teacher else None
         gradients = by_origin(
-            state.params, state.stats, images, labels, mixing_weight(epoch),
+            state.params, state.batch_stats, images, labels, mixing_weight(epoch),
             networks=networks, method=method,
             teacher=teacher['variables'] if teacher else None,
             teacher_logits=outputs.logits if outputs else None,
@@ -91,18 +98,18 @@ def make_measure(
         return mixture(jax.lax.pmean(gradients, AXIS))
 
     mapped = jax.shard_map(
-        device_measure, mesh=devices, in_specs=(P(), P(), P(AXIS), P(AXIS), P()), out_specs=P(), check_vma=False
+        device_measure, mesh=mesh, in_specs=(P(), P(), P(AXIS), P(AXIS), P()), out_specs=P(), check_vma=False
     )
 
-    def measure(state: TrainState, frozen: Tree, resident: Tree, batch: Tree, epoch: jax.Array) -> Tree:
-        images, labels = dataset.fetch(resident, batch, jax.random.fold_in(jax.random.key(seed), state.step))
+    def measure(state: TrainState, frozen: Tree, device_arrays: Tree, batch: Tree, epoch: jax.Array) -> Tree:
+        images, labels = dataset.preprocess(device_arrays, batch, jax.random.fold_in(jax.random.key(seed), state.step))
         return mapped(state, frozen, images, labels, epoch)
 
-    return jax.jit(measure, out_shardings=replicated(devices))
+    return jax.jit(measure, out_shardings=replicated(mesh))
 
 
 class Probe:
-    """Measures the mixture at `LOOKS` steps of every config.log.gradients-th epoch, and of the first and the last.
+    """Measures the mixture at `SAMPLES_PER_EPOCH` steps of every config.log.gradients-th epoch, the first and the last.
 
     Args:
       config: the run's.
@@ -112,7 +119,7 @@ class Probe:
 
     def __init__(self, config: ml_collections.ConfigDict, steps_per_epoch: int, measure: Callable):
         self.every, self.epochs, self.steps_per_epoch = config.log.gradients, config.epochs, steps_per_epoch
-        self.stride = max(steps_per_epoch // LOOKS, 1)
+        self.stride = max(steps_per_epoch // SAMPLES_PER_EPOCH, 1)
         self.measure = measure
         self.seen: list[dict[str, jax.Array]] = []
 
@@ -120,9 +127,9 @@ class Probe:
         """Whether to look before `step` is taken."""
         epoch, within = divmod(step, self.steps_per_epoch)
         in_epoch = self.every and (epoch + 1 in (1, self.epochs) or (epoch + 1) % self.every == 0)
-        return bool(in_epoch) and within % self.stride == 0 and within // self.stride < LOOKS
+        return bool(in_epoch) and within % self.stride == 0 and within // self.stride < SAMPLES_PER_EPOCH
 
-    def look(self, step: int, *arguments: Any) -> None:
+    def record(self, step: int, *arguments: Any) -> None:
         """Measure before `step` is taken; `arguments` are those of the step."""
         self.seen.append(self.measure(*arguments, step // self.steps_per_epoch))
 
@@ -132,7 +139,7 @@ class Probe:
         Without the cosines of stages that one origin did not reach: nothing has no direction.
         """
         seen, self.seen = jax.device_get(self.seen), []
-        means = {name: float(np.mean([look[name] for look in seen])) for name in seen[0]} if seen else {}
+        means = {name: float(np.mean([sample[name] for sample in seen])) for name in seen[0]} if seen else {}
 
         def has_angle(stage: str) -> bool:
             return all(means[f'{stage}/{origin}'] > 0 for origin in ('teacher', 'student'))
@@ -141,11 +148,11 @@ class Probe:
             n: mean for n, mean in means.items() if not n.endswith('/cosine') or has_angle(n.removesuffix('/cosine'))
         }
 
-    def looks(self) -> list[dict[str, float]]:
+    def pending(self) -> list[dict[str, float]]:
         """What was seen since the last `take`, as JSON values: an interrupted epoch keeps its measurements."""
         self.seen = jax.device_get(self.seen)
-        return [{name: float(value) for name, value in look.items()} for look in self.seen]
+        return [{name: float(value) for name, value in sample.items()} for sample in self.seen]
 
-    def resume(self, looks: list[dict[str, float]]) -> None:
-        """Go on from the `looks` of an interrupted run."""
-        self.seen = [{name: np.float32(value) for name, value in look.items()} for look in looks]
+    def resume(self, samples: list[dict[str, float]]) -> None:
+        """Go on from the `pending` samples of an interrupted run."""
+        self.seen = [{name: np.float32(value) for name, value in sample.items()} for sample in samples]

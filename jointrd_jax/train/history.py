@@ -36,7 +36,7 @@ FORMS: dict[str, Callable[[Any], bool]] = {
     'best_epoch': is_count,
     'last': is_table,
     'lines': is_list(is_text),
-    'looks': is_list(is_table),
+    'gradient_samples': is_list(is_table),
     'rollbacks': is_list(lambda v: isinstance(v, dict) and v.keys() == {'step', 'term', 'to'}),
     'changes': is_list(is_text),
     'bad': is_list(is_count),
@@ -54,7 +54,7 @@ class History:
       best_epoch: the epoch of the best evaluation (0: none yet).
       last: {'step'} of the last finished epoch, with its accuracies.
       lines: of metrics.jsonl, as text.
-      looks: measurements of gradients in the epoch under way (see `gradients.Probe`).
+      gradient_samples: measurements of gradients in the epoch under way (see `gradients.Probe`).
       rollbacks: {'step', 'term', 'to'} of each loss that was not finite.
       changes: what was different when the run was continued, and was allowed.
       bad: numbers of the bad images passed over.
@@ -66,7 +66,7 @@ class History:
     best_epoch: int = 0
     last: dict[str, Any] = dataclasses.field(default_factory=dict)
     lines: list[str] = dataclasses.field(default_factory=list)
-    looks: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    gradient_samples: list[dict[str, float]] = dataclasses.field(default_factory=list)
     rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     changes: list[str] = dataclasses.field(default_factory=list)
     bad: list[int] = dataclasses.field(default_factory=list)

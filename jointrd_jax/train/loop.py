@@ -32,7 +32,7 @@ from jointrd_jax.train.evaluation import evaluate
 from jointrd_jax.train.history import History
 from jointrd_jax.train.progress import Reporter
 from jointrd_jax.train.setup import Plan
-from jointrd_jax.train.step import AXIS, TrainState, put
+from jointrd_jax.train.step import AXIS, TrainState, shard_batches
 from jointrd_jax.train.teacher import Teacher
 
 LAST_CHECKPOINT = 'waiting for the last checkpoint to be on disk'
@@ -61,7 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         plan = plan_lib.make(config, workdir)
         reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
         try:
-            with distributed.only_first(files.owned(workdir)):
+            with distributed.only_first(files.locked(workdir)):
                 preflight.workdir(config, workdir)  # again, now that nobody else can write there
                 if distributed.is_first():
                     files.write_json(workdir / run_directory.CONFIG, config_lib.flatten(config))
@@ -109,10 +109,10 @@ class Trainer:
         dataset, student, method, _ = plan
         self.config, self.workdir, self.dataset, self.method, self.reporter = config, workdir, dataset, method, reporter
         self.started = time.monotonic()
-        self.devices = step_lib.mesh()
+        self.mesh = step_lib.make_mesh()
         self.steps_per_epoch = dataset.train_size // config.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.resident = step_lib.replicate(dataset.resident, self.devices)
+        self.device_arrays = step_lib.replicate(dataset.device_arrays, self.mesh)
         self.trains_teacher = config.procedure == 'jointrd_scratch'
         self.teacher = self.find_teacher(plan) if config.procedure in config_lib.NEEDS_TEACHER else None
         if self.trains_teacher:
@@ -123,7 +123,7 @@ class Trainer:
         self.frozen = None
         if self.teacher:
             margin = step_lib.margin(self.teacher.network, self.teacher.variables) if method.distill_weight else None
-            self.frozen = step_lib.replicate({'variables': self.teacher.variables, 'margin': margin}, self.devices)
+            self.frozen = step_lib.replicate({'variables': self.teacher.variables, 'margin': margin}, self.mesh)
         self.provenance = provenance.provenance(dataset)
         self.mix = np.asarray(
             jax.jit(self.mixing_weight)(np.arange(config.epochs))
@@ -135,7 +135,7 @@ class Trainer:
             'compiling the evaluation', step_lib.make_eval_step(dataset, self.networks, hybrids)
         )
         self.train_steps: dict[tuple[Method, int], Callable] = {}  # see `train_step`
-        measure = gradients.make_measure(dataset, self.networks, method, self.mixing_weight, config.seed, self.devices)
+        measure = gradients.make_measure(dataset, self.networks, method, self.mixing_weight, config.seed, self.mesh)
         self.probe = gradients.Probe(
             config, self.steps_per_epoch, reporter.first_call('compiling the measurement of gradients', measure)
         )
@@ -155,7 +155,7 @@ class Trainer:
             device_step = step_lib.make_device_step(
                 self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.method.num_paths
             )
-            step = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.devices, steps)
+            step = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.mesh, steps)
             what = 'compiling the training step' + (f', {steps} at once' if steps > 1 else '')
             self.train_steps[method, steps] = self.reporter.first_call(what, step)
         return self.train_steps[method, steps]
@@ -182,7 +182,7 @@ class Trainer:
     def evaluate(
         self, eval_step: Callable, student: Variables, teacher: Variables | None = None
     ) -> dict[str, float] | None:
-        return evaluate(eval_step, self.dataset, self.resident, self.devices, student, teacher)
+        return evaluate(eval_step, self.dataset, self.device_arrays, self.mesh, student, teacher)
 
     # State, and how it is kept.
 
@@ -207,7 +207,7 @@ class Trainer:
         if newest is None:
             self.history = History()
             student = self.restored() if self.config.restore else None
-            make = runtime.jit_once(self.initial_state, out_shardings=step_lib.replicated(self.devices))
+            make = runtime.jit_once(self.initial_state, out_shardings=step_lib.replicated(self.mesh))
             with self.reporter.waiting('initialising'):
                 self.state = make(student)
             self.best = step_lib.copy(self.state.student)
@@ -215,7 +215,7 @@ class Trainer:
             self.resume(checkpoints, newest)
         self.saved_step = newest
         self.dataset.bad.update(self.history.bad)
-        self.probe.resume(self.history.looks)
+        self.probe.resume(self.history.gradient_samples)
         if distributed.is_first():
             files.write_atomically(
                 self.workdir / run_directory.METRICS, ''.join(f'{line}\n' for line in self.history.lines)
@@ -239,7 +239,7 @@ class Trainer:
                 f'{self.workdir} was trained with the teacher {taught_by.get("origin")} whose weights differ from '
                 f'those of {self.teacher.origin}; give back the former as config.teacher.path or use another --workdir'
             )
-        everywhere = step_lib.replicated(self.devices)
+        everywhere = step_lib.replicated(self.mesh)
         placed = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
             jax.eval_shape(self.initial_state),
@@ -254,7 +254,7 @@ class Trainer:
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
         history = dataclasses.replace(
-            self.history, seconds=self.seconds(), looks=self.probe.looks(), bad=self.dataset.bad_anywhere()
+            self.history, seconds=self.seconds(), gradient_samples=self.probe.pending(), bad=self.dataset.bad_anywhere()
         )
         meta = {
             'data': as_config(self.dataset),
@@ -302,15 +302,17 @@ class Trainer:
     def show_samples(self, batch: Batch) -> None:
         """Augmented images of a batch to the trackers, as the coming step sees them."""
         if trackers.wanted(self.config):  # computed on every host, written by the first
-            fetch = jax.jit(self.dataset.fetch, out_shardings=step_lib.replicated(self.devices))
+            preprocess = jax.jit(self.dataset.preprocess, out_shardings=step_lib.replicated(self.mesh))
             key = jax.random.fold_in(jax.random.key(self.config.seed), self.state.step)
-            self.trackers.samples(0, self.dataset, *fetch(self.resident, put([batch], self.devices), key))
+            self.trackers.samples(
+                0, self.dataset, *preprocess(self.device_arrays, shard_batches([batch], self.mesh), key)
+            )
 
     def show_terms(self, watched: dict[str, Any] | None) -> None:
         """Loss terms of an epoch under way, from a step that the device has left behind."""
         if watched:
             steps = (watched['step'] - 1) % self.steps_per_epoch + 1
-            self.reporter.terms(lambda: {name: float(total) / steps for name, total in watched['sums'].items()})
+            self.reporter.terms(lambda: {name: float(total) / steps for name, total in watched['epoch_sums'].items()})
 
     def is_scheduled(self, step: int) -> bool:
         """Whether the config asks for a checkpoint at `step`."""
@@ -337,10 +339,12 @@ class Trainer:
                 if step == 0 and not self.history.rollbacks:
                     self.show_samples(group[0])
                 if self.probe.is_due(step):
-                    batch = put(group[:1], self.devices)
-                    self.probe.look(step, self.state, self.frozen, self.resident, batch)
+                    batch = shard_batches(group[:1], self.mesh)
+                    self.probe.record(step, self.state, self.frozen, self.device_arrays, batch)
                 train_step = self.train_step(self.method_at(step), len(group))
-                self.state, seen = train_step(self.state, self.frozen, self.resident, put(group, self.devices))
+                self.state, seen = train_step(
+                    self.state, self.frozen, self.device_arrays, shard_batches(group, self.mesh)
+                )
                 if step == first:  # compiled: from here on there is something to lose
                     self.until_written.enter_context(signals.work_at_stake())
                 step += len(group)
@@ -395,7 +399,7 @@ class Trainer:
     def check_finite(self, fault: dict[str, jax.Array] | None) -> None:
         """Raises Diverged for a loss term that was not finite."""
         if fault is not None and int(fault['step']) >= 0:
-            names = step_lib.suspects(step_lib.term_names(self.method, self.trains_teacher))
+            names = step_lib.diagnosis_order(step_lib.term_names(self.method, self.trains_teacher))
             raise Diverged(int(fault['step']), names[int(fault['term'])])
 
     def roll_back(self, checkpoints: Checkpoints, error: Diverged) -> None:
@@ -430,7 +434,7 @@ class Trainer:
         self.started, self.history.seconds = time.monotonic(), seconds
         self.history.rollbacks = [*before, {**error.fault, 'to': to}]
         scale = np.float32(self.config.nan_factor ** len(self.history.rollbacks))
-        self.state = self.state.replace(rate_scale=step_lib.replicate(scale, self.devices))
+        self.state = self.state.replace(rate_scale=step_lib.replicate(scale, self.mesh))
         self.reporter.say(f'{error}: back to step {to}, learning rate x {float(scale):g}')
 
     def end_epoch(self, step: int) -> bool:
@@ -457,7 +461,7 @@ class Trainer:
         if self.method.taps:
             line['mix'] = float(self.mix[epoch - 1])
         names = step_lib.term_names(self.method_at(step - 1), self.trains_teacher)
-        line |= {name: float(self.state.sums[name]) / self.steps_per_epoch for name in names}
+        line |= {name: float(self.state.epoch_sums[name]) / self.steps_per_epoch for name in names}
         line = self.history.add_epoch(line | self.probe.take(), accuracies)
         if distributed.is_first():
             files.append_line(self.workdir / run_directory.METRICS, self.history.lines[-1])

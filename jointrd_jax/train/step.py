@@ -32,57 +32,58 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: steps taken.
       params: trained parameters, {'student': ..., 'connectors': ...}.
-      stats: running statistics, with the same keys.
+      batch_stats: running statistics, with the same keys.
       opt_state: of the optimiser over `params`.
       teacher: {'variables', 'margin', 'opt_state'} while the teacher trains too, else None; a frozen
         teacher is an argument of the step, {'variables', 'margin'}.
-      sums: each loss term summed over the steps of the epoch.
+      epoch_sums: each loss term summed over the steps of the epoch.
       rate_scale: factor on the learning rate, below 1 after a rollback from a loss that was not finite.
-      fault: {'step', 'term'}: the first step whose loss was not finite and which of `suspects(sums)` it was; -1: none.
+      fault: {'step', 'term'}: the first step whose loss was not finite, and the number of the term in
+        `diagnosis_order(epoch_sums)`; -1: none.
     """
 
     step: jax.Array
     params: Tree
-    stats: Tree
+    batch_stats: Tree
     opt_state: Tree
     teacher: Tree
-    sums: dict[str, jax.Array]
+    epoch_sums: dict[str, jax.Array]
     rate_scale: jax.Array
     fault: dict[str, jax.Array]
 
     @property
     def student(self) -> Variables:
-        return {'params': self.params[STUDENT], 'batch_stats': self.stats[STUDENT]}
+        return {'params': self.params[STUDENT], 'batch_stats': self.batch_stats[STUDENT]}
 
     @property
     def learned_teacher(self) -> Variables | None:
         return self.teacher['variables'] if self.teacher else None
 
 
-def mesh() -> jax.sharding.Mesh:
+def make_mesh() -> jax.sharding.Mesh:
     """All devices of all hosts in one row."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def replicated(devices: jax.sharding.Mesh) -> NamedSharding:
-    return NamedSharding(devices, P())
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
 
 
-def replicate(tree: Tree, devices: jax.sharding.Mesh) -> Tree:
+def replicate(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
     """A host tree (the same on every host) as arrays replicated over all devices.
 
     Through jit, since arrays that `device_put` makes global from local ones cannot be saved by Orbax.
     """
-    return jax.jit(lambda t: t, out_shardings=replicated(devices))(tree)
+    return jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
 
 
-def put(batches: Sequence[dict[str, np.ndarray]], devices: jax.sharding.Mesh) -> dict[str, jax.Array]:
+def shard_batches(batches: Sequence[dict[str, np.ndarray]], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """A host's shares of a step's batch, or of several steps' stacked, as arrays sharded over all devices."""
     if len(batches) == 1:
-        (stacked,), sharding = batches, NamedSharding(devices, P(AXIS))
+        (stacked,), sharding = batches, NamedSharding(mesh, P(AXIS))
     else:
         stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        sharding = NamedSharding(devices, P(None, AXIS))
+        sharding = NamedSharding(mesh, P(None, AXIS))
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in stacked.items()}
 
 
@@ -106,7 +107,7 @@ def term_names(method: Method, trains_teacher: bool) -> tuple[str, ...]:
     )
 
 
-def fresh_sums(names: tuple[str, ...]) -> dict[str, jax.Array]:
+def zero_sums(names: tuple[str, ...]) -> dict[str, jax.Array]:
     return {name: jnp.zeros((), jnp.float32) for name in names}
 
 
@@ -139,10 +140,10 @@ def initial_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        stats={name: tree['batch_stats'] for name, tree in variables.items()},
+        batch_stats={name: tree['batch_stats'] for name, tree in variables.items()},
         opt_state=optimizer.init(params),
         teacher=teacher,
-        sums=fresh_sums(term_names(method, trains_teacher)),
+        epoch_sums=zero_sums(term_names(method, trains_teacher)),
         rate_scale=jnp.ones((), jnp.float32),
         fault={'step': jnp.full((), -1, jnp.int32), 'term': jnp.full((), -1, jnp.int32)},
     )
@@ -169,11 +170,11 @@ def update_teacher(
         outputs, updates = network.apply(variables, images, train=True, mutable=['batch_stats'])
         return losses.cross_entropy(outputs.logits, labels, smoothing), (outputs, updates['batch_stats'])
 
-    (loss, (outputs, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(teacher['variables']['params'])
-    grads, stats, loss = jax.lax.pmean((grads, stats, loss), AXIS)
+    (loss, (outputs, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(teacher['variables']['params'])
+    grads, batch_stats, loss = jax.lax.pmean((grads, batch_stats, loss), AXIS)
     updates, opt_state = optimizer.update(grads, teacher['opt_state'], teacher['variables']['params'])
     params = optax.apply_updates(teacher['variables']['params'], scaled(updates, rate_scale))
-    teacher = {**teacher, 'variables': {'params': params, 'batch_stats': stats}, 'opt_state': opt_state}
+    teacher = {**teacher, 'variables': {'params': params, 'batch_stats': batch_stats}, 'opt_state': opt_state}
     return teacher, outputs, loss
 
 
@@ -184,7 +185,7 @@ def copy(tree: Variables) -> Variables:
 
 
 def is_student(path: tuple) -> bool:
-    return getattr(path[0], 'name', '') in ('params', 'stats') and path[1].key == STUDENT
+    return getattr(path[0], 'name', '') in ('params', 'batch_stats') and path[1].key == STUDENT
 
 
 def trainer_item(state: TrainState) -> dict[str, jax.Array]:
@@ -195,7 +196,7 @@ def trainer_item(state: TrainState) -> dict[str, jax.Array]:
 
 def with_items(template: TrainState, items: dict[str, Any]) -> TrainState:
     """The state whose student is items['student'] and whose rest is items['trainer'] (see `trainer_item`)."""
-    student = {'params': items['student']['params'], 'stats': items['student']['batch_stats']}
+    student = {'params': items['student']['params'], 'batch_stats': items['student']['batch_stats']}
 
     def leaf(path, _):
         if not is_student(path):
@@ -234,7 +235,7 @@ def make_device_step(
 
         def loss_fn(params):
             return joint.joint_loss(
-                params, state.stats, images, labels,
+                params, state.batch_stats, images, labels,
                 networks=networks, method=method, num_paths=num_paths,
                 mix=mixing_weight(state.step // steps_per_epoch),
                 teacher=teacher['variables'] if teacher else None,
@@ -243,24 +244,24 @@ def make_device_step(
                 margin=teacher['margin'] if method.distill_weight else None,
             )  # fmt: skip
 
-        (_, (student_terms, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        grads, stats, student_terms = jax.lax.pmean((grads, stats, student_terms), AXIS)
+        (_, (student_terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        grads, batch_stats, student_terms = jax.lax.pmean((grads, batch_stats, student_terms), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        goes_on = (state.step % steps_per_epoch != 0).astype(jnp.float32)
+        same_epoch = (state.step % steps_per_epoch != 0).astype(jnp.float32)
         terms |= {**student_terms, 'gradient_norm': optax.tree.norm(grads)}
         return state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, scaled(updates, state.rate_scale)),
-            stats=stats,
+            batch_stats=batch_stats,
             opt_state=opt_state,
-            sums={name: goes_on * total + terms.get(name, 0) for name, total in state.sums.items()},
+            epoch_sums={name: same_epoch * total + terms.get(name, 0) for name, total in state.epoch_sums.items()},
             fault=first_fault(state, terms),
         )
 
     return device_step
 
 
-def suspects(names: Iterable[str]) -> list[str]:
+def diagnosis_order(names: Iterable[str]) -> list[str]:
     """Terms in the order in which they are asked whether they are finite: causes before what they add up to.
 
     The same for every container of the names: inside jit a dict's keys are sorted.
@@ -270,7 +271,7 @@ def suspects(names: Iterable[str]) -> list[str]:
 
 def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """`state.fault`, or this step with its first term that is not finite (judged on the device: no sync)."""
-    bad = jnp.stack([~jnp.isfinite(terms.get(name, 0.0)) for name in suspects(state.sums)])
+    bad = jnp.stack([~jnp.isfinite(terms.get(name, 0.0)) for name in diagnosis_order(state.epoch_sums)])
     is_first = bad.any() & (state.fault['step'] < 0)
     return {
         'step': jnp.where(is_first, state.step, state.fault['step']),
@@ -279,37 +280,37 @@ def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax
 
 
 def make_train_step(
-    dataset: 'Dataset', device_step: Callable, seed: int, devices: jax.sharding.Mesh, steps: int = 1
+    dataset: 'Dataset', device_step: Callable, seed: int, mesh: jax.sharding.Mesh, steps: int = 1
 ) -> Callable:
-    """(state, frozen, resident, batch) -> (state, report), jitted and mapped over `devices`.
+    """(state, frozen, device_arrays, batch) -> (state, report), jitted and mapped over `mesh`.
 
-    The state is donated; the report, a copy of its 'sums' and 'fault', stays readable, so that the
+    The state is donated; the report, a copy of its 'epoch_sums' and 'fault', stays readable, so that the
     host can look at it steps later without holding up the device.
     What is random is drawn for the whole batch from (seed, step), so it does not depend on the devices.
-    With `steps` > 1 one call takes so many steps, on as many batches stacked ([steps, B, ...], see `put`).
+    With `steps` > 1 one call takes so many steps, on as many batches stacked ([steps, B, ...], see `shard_batches`).
     """
     mapped = jax.shard_map(
         device_step,
-        mesh=devices,
+        mesh=mesh,
         in_specs=(P(), P(), P(AXIS), P(AXIS)),
         out_specs=P(),
         check_vma=False,  # gradients are per device until the explicit pmean
     )
 
-    def train_step(state: TrainState, frozen: Tree, resident: Tree, batch: Tree) -> tuple[TrainState, Tree]:
+    def train_step(state: TrainState, frozen: Tree, device_arrays: Tree, batch: Tree) -> tuple[TrainState, Tree]:
         def one(state: TrainState, batch: Tree) -> tuple[TrainState, None]:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
-            images, labels = dataset.fetch(resident, batch, key)
+            images, labels = dataset.preprocess(device_arrays, batch, key)
             return mapped(state, frozen, images, labels), None
 
         state, _ = one(state, batch) if steps == 1 else jax.lax.scan(one, state, batch)
-        return state, {'sums': state.sums, 'fault': state.fault}
+        return state, {'epoch_sums': state.epoch_sums, 'fault': state.fault}
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(devices))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
 
 
 def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]) -> Callable:
-    """(student, teacher, resident, batch) -> {network: counts [top-1, top-5]} and the number of images.
+    """(student, teacher, device_arrays, batch) -> {network: counts [top-1, top-5]} and the number of images.
 
     'teacher' is evaluated if its variables are given; with `taps` every hybrid path as well.
     """
@@ -319,8 +320,8 @@ def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]
         return jnp.stack([(hit[:, 0] & mask).sum(), (hit.any(-1) & mask).sum()])
 
     @jax.jit
-    def eval_step(student: Variables, teacher: Variables | None, resident: Tree, batch: Tree) -> Tree:
-        images, labels = dataset.fetch(resident, batch, None)
+    def eval_step(student: Variables, teacher: Variables | None, device_arrays: Tree, batch: Tree) -> Tree:
+        images, labels = dataset.preprocess(device_arrays, batch, None)
         outputs = networks.student.apply(student, images, taps=taps)
         logits = {STUDENT: outputs.logits}
         if teacher:

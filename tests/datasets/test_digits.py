@@ -9,7 +9,7 @@ from tests.support.configs import tiny_config
 
 
 def images_of(dataset, batches, key=None):
-    return [dataset.fetch(dataset.resident, batch, key) for batch in batches]
+    return [dataset.preprocess(dataset.device_arrays, batch, key) for batch in batches]
 
 
 def test_every_image_once_per_evaluation():
@@ -17,7 +17,7 @@ def test_every_image_once_per_evaluation():
     batches = list(dataset.eval_batches())
     seen = np.concatenate([b['index'][b['mask']] for b in batches])
     assert len(seen) == len(set(seen)) == dataset.eval_size == 500
-    assert dataset.train_size == 1297 and len(dataset.resident['labels']) == 1797
+    assert dataset.train_size == 1297 and len(dataset.device_arrays['labels']) == 1797
     assert {len(b['index']) for b in batches} == {96}
 
 
@@ -35,8 +35,8 @@ def test_validation_images_come_from_the_training_images():
     config = tiny_config(dataset__validation_size=200)
     held_out, whole = data.load(config), data.load(tiny_config())
     assert (held_out.train_size, held_out.eval_size) == (1097, 200)
-    all_train = {image.tobytes() for image in whole.resident['images'][:1297]}
-    assert all(image.tobytes() in all_train for image in held_out.resident['images'])
+    all_train = {image.tobytes() for image in whole.device_arrays['images'][:1297]}
+    assert all(image.tobytes() in all_train for image in held_out.device_arrays['images'])
     config.dataset.validation_size = 1297
     with pytest.raises(UserError, match='leaves none of the 1297'):
         data.load(config)
@@ -46,7 +46,7 @@ def test_normalised_and_augmented_by_key_alone():
     dataset = data.load(tiny_config(dataset__cutout=3))
     batch = next(dataset.train_batches(0))
     (plain, labels), (a, _), (b, _), (c, _) = (
-        dataset.fetch(dataset.resident, batch, key) for key in (None, *(jax.random.key(i) for i in (1, 1, 2)))
+        dataset.preprocess(dataset.device_arrays, batch, key) for key in (None, *(jax.random.key(i) for i in (1, 1, 2)))
     )
     assert plain.shape == (32, 8, 8, 1) and plain.dtype == np.float32 and labels.dtype == np.int32
     assert abs(float(plain.mean())) < 0.2 and 0.8 < float(plain.std()) < 1.2

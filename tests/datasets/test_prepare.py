@@ -28,8 +28,8 @@ def test_converts_what_tensorflow_wrote_to_array_record(tmp_path):
     assert status == 0
     assert f'--config.dataset.name=cifar_sample --config.dataset.data_dir={tmp_path / "new"}' in output
     old, new = (data.load(real_data.config('cifar_sample', tmp_path / name)) for name in ('old', 'new'))
-    assert np.array_equal(old.resident['images'], new.resident['images'])
-    assert np.array_equal(old.resident['labels'], new.resident['labels'])
+    assert np.array_equal(old.device_arrays['images'], new.device_arrays['images'])
+    assert np.array_equal(old.device_arrays['labels'], new.device_arrays['labels'])
     assert len(list((tmp_path / 'new').rglob('*.array_record-*'))) == 2
     with pytest.raises(UserError, match='exists already'):
         prepare.convert('cifar_sample', tmp_path / 'old', tmp_path / 'new')

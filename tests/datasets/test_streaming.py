@@ -111,12 +111,12 @@ def test_fetch_mirrors_and_normalises_on_the_device(imagenet):
     dataset = load(imagenet, flip=True, batch_size=14)
     (batch,) = take(dataset, 1)
     assert 0 < batch['flip'].sum() < 14
-    images, labels = jax.jit(dataset.fetch)({}, batch, jax.random.key(0))
+    images, labels = jax.jit(dataset.preprocess)({}, batch, jax.random.key(0))
     expected = np.where(batch['flip'][:, None, None, None], batch['image'][:, :, ::-1], batch['image']) / 255
     assert images.dtype == jnp.float32
     assert np.allclose(images, (expected - np.array(dataset.mean)) / np.array(dataset.std), atol=1e-5)
     assert np.array_equal(labels, batch['label'])
-    plain, _ = jax.jit(dataset.fetch)({}, next(dataset.eval_batches()), None)
+    plain, _ = jax.jit(dataset.preprocess)({}, next(dataset.eval_batches()), None)
     assert plain.shape == (4, 64, 64, 3)
 
 

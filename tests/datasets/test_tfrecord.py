@@ -34,16 +34,18 @@ def test_reads_what_tensorflow_wrote(tmp_path):
     shutil.copytree(WRITTEN, tmp_path, dirs_exist_ok=True)
     dataset = data.load(real_data.config('cifar_sample', tmp_path))
     expected = real_data.images('cifar10')
-    assert np.array_equal(dataset.resident['images'], [real_data.pixels(path) for path, _ in expected_order(dataset)])
-    assert sorted(dataset.resident['labels'][:16]) == sorted(label for _, label in expected[:16])
+    assert np.array_equal(
+        dataset.device_arrays['images'], [real_data.pixels(path) for path, _ in expected_order(dataset)]
+    )
+    assert sorted(dataset.device_arrays['labels'][:16]) == sorted(label for _, label in expected[:16])
     assert (dataset.train_size, dataset.eval_size) == (16, 4)
 
 
 def expected_order(dataset):
     """The fixture's files in the order of TFDS's shuffled shards, found by their pixels."""
     files = {real_data.pixels(path).tobytes(): (path, label) for path, label in real_data.images('cifar10')}
-    found = [files[image.tobytes()] for image in dataset.resident['images']]
-    assert [label for _, label in found] == list(dataset.resident['labels'])
+    found = [files[image.tobytes()] for image in dataset.device_arrays['images']]
+    assert [label for _, label in found] == list(dataset.device_arrays['labels'])
     assert len({path for path, _ in found}) == 20
     return found
 

@@ -42,11 +42,11 @@ def loss_of(method, num_paths=None, dtype=jnp.float32):
     random = random_variables(STUDENT, 0), random_variables(TEACHER, 1), IMAGES
     p, r, images = jax.tree.map(lambda leaf: leaf.astype(dtype), random)
     networks = joint.Networks(STUDENT.clone(dtype=dtype), TEACHER.clone(dtype=dtype), Connectors())
-    params, stats = {'student': p['params']}, {'student': p['batch_stats']}
+    params, batch_stats = {'student': p['params']}, {'student': p['batch_stats']}
 
     def loss(params, teacher, mix=1.0):
         return joint.joint_loss(
-            params, stats, images, LABELS,
+            params, batch_stats, images, LABELS,
             networks=networks, method=method, mix=mix, teacher=teacher, num_paths=num_paths,
         )[0]  # fmt: skip
 

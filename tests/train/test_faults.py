@@ -70,7 +70,7 @@ def test_first_signal_checkpoints_second_run_is_refused_and_the_same_command_con
     process = command(tmp_path, 'epochs=200')
     wait_for(lambda: checkpointed(tmp_path), process)
     with pytest.raises(errors.UserError, match=f'in use by process {process.pid} on host {os.uname().nodename};'):
-        with files.owned(tmp_path):
+        with files.locked(tmp_path):
             pass
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=BOUND)
@@ -187,7 +187,7 @@ def test_a_signal_takes_what_is_half_made_with_it(tmp_path):
 import os, signal, time
 from pathlib import Path
 from jointrd_jax.system import files, signals
-with signals.handled(), files.appearing(Path({str(tmp_path / 'export')!r})) as temporary:
+with signals.handled(), files.atomic_directory(Path({str(tmp_path / 'export')!r})) as temporary:
     (temporary / 'network.onnx').write_text('half')
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(100)
@@ -355,8 +355,11 @@ def test_hostile_checkpoints(stopped, tmp_path, hostile):
     'changed',
     [
         *({name: value} for name, value in (('history', None), ('history', {}), ('provenance', []), ('teacher', 'x'))),
-        *({'history': {name: value}} for name, value in (('lines', [3]), ('looks', ['x']), ('bad', 1), ('last', []))),
-        *({'history': {name: value}} for name, value in (('lines', ['\ud800']), ('looks', [{'a': 'x'}]))),
+        *(
+            {'history': {name: value}}
+            for name, value in (('lines', [3]), ('gradient_samples', ['x']), ('bad', 1), ('last', []))
+        ),
+        *({'history': {name: value}} for name, value in (('lines', ['\ud800']), ('gradient_samples', [{'a': 'x'}]))),
         {'history': {'seconds': float('inf')}},
         {'provenance': {'devices': 1}},
     ],
@@ -523,8 +526,8 @@ def test_no_permission(unprivileged):
         ),
         (lambda: files.write_atomically(unprivileged / 'file', 'new'), f'cannot write {unprivileged}/file: '),
         (lambda: files.append_line(unprivileged / 'file', 'new'), f'cannot write {unprivileged}/file: '),
-        (lambda: files.owned(unprivileged / 'other').__enter__(), f'cannot use {unprivileged}/other as a workdir: '),
-        (lambda: files.owned(unprivileged).__enter__(), f'cannot use {unprivileged} as a workdir: '),
+        (lambda: files.locked(unprivileged / 'other').__enter__(), f'cannot use {unprivileged}/other as a workdir: '),
+        (lambda: files.locked(unprivileged).__enter__(), f'cannot use {unprivileged} as a workdir: '),
     ):
         with pytest.raises(errors.UserError, match=f'{message}.*Permission denied'):
             forbidden()
@@ -549,17 +552,17 @@ def test_lock_of_a_dead_process_is_taken_over(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, '-c',
          'import sys, time; from pathlib import Path; from jointrd_jax.system import files\n'
-         f'with files.owned(Path({str(tmp_path)!r})): print("held", flush=True); time.sleep(1000)'],
+         f'with files.locked(Path({str(tmp_path)!r})): print("held", flush=True); time.sleep(1000)'],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert holder.stdout.readline() == 'held\n'
     with pytest.raises(errors.UserError, match=f'in use by process {holder.pid} on host {os.uname().nodename};'):
-        with files.owned(tmp_path):
+        with files.locked(tmp_path):
             pass
     holder.kill()
     holder.communicate()
     assert f'process {holder.pid} ' in (tmp_path / '.lock').read_text()  # it could not tidy up
-    with files.owned(tmp_path):
+    with files.locked(tmp_path):
         assert f'process {os.getpid()} ' in (tmp_path / '.lock').read_text()
 
 
@@ -568,7 +571,7 @@ def test_of_many_that_start_together_one_runs(tmp_path):
 
     def enter():
         try:
-            with files.owned(tmp_path):
+            with files.locked(tmp_path):
                 inside.append(1)
                 most.append(len(inside))
                 time.sleep(0.2)

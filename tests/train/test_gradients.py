@@ -35,13 +35,13 @@ def measured():
         maps = dict.fromkeys(joint.path_names(method.taps), outputs.features)
         connectors = networks.connectors.init(key, maps, train=False)
         params = {'student': own['params'], 'connectors': connectors['params']}
-        stats = {'student': own['batch_stats'], 'connectors': connectors['batch_stats']}
+        batch_stats = {'student': own['batch_stats'], 'connectors': connectors['batch_stats']}
         arguments = dict(
             networks=networks, method=method, teacher=variables, teacher_features=outputs.features,
             margin=step_lib.margin(teacher, variables),
         )  # fmt: skip
-        parts = gradients.by_origin(params, stats, images, labels, MIX, **arguments)
-        whole = jax.grad(lambda p: joint.joint_loss(p, stats, images, labels, mix=MIX, **arguments)[0])(params)
+        parts = gradients.by_origin(params, batch_stats, images, labels, MIX, **arguments)
+        whole = jax.grad(lambda p: joint.joint_loss(p, batch_stats, images, labels, mix=MIX, **arguments)[0])(params)
         return parts, gradients.mixture(parts), whole['student']
 
     return measure(jax.random.key(0))
@@ -77,11 +77,11 @@ def test_probe_looks_at_the_epochs_asked_for():
     seen = {}
     for step in range(70):
         if probe.is_due(step):
-            probe.look(step, 0.5)
+            probe.record(step, 0.5)
         if step % 10 == 9:
             seen[step // 10 + 1] = len(probe.seen), probe.take().get('epoch')
-    assert {epoch: value for epoch, (looks, value) in seen.items() if looks} == {1: 0.5, 3: 2.5, 6: 5.5, 7: 6.5}
-    assert {looks for looks, _ in seen.values()} == {0, gradients.LOOKS}
+    assert {epoch: value for epoch, (samples, value) in seen.items() if samples} == {1: 0.5, 3: 2.5, 6: 5.5, 7: 6.5}
+    assert {samples for samples, _ in seen.values()} == {0, gradients.SAMPLES_PER_EPOCH}
 
 
 def test_an_origin_without_a_gradient_has_no_angle():

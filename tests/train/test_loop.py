@@ -217,11 +217,11 @@ def test_same_losses_on_one_device_and_on_four():
             networks, method, optimizer, 1, lambda epoch: joint.mixing_weight(epoch, 0.5, 3), method.num_paths
         )
         step = step_lib.make_train_step(dataset, device_step, 0, mesh)
-        resident = step_lib.replicate(dataset.resident, mesh)
+        device_arrays = step_lib.replicate(dataset.device_arrays, mesh)
         found = []
         for batch, _ in zip(dataset.train_batches(0), range(5)):
-            state, report = step(state, None, resident, batch)
-            found.append({name: float(value) for name, value in report['sums'].items()})
+            state, report = step(state, None, device_arrays, batch)
+            found.append({name: float(value) for name, value in report['epoch_sums'].items()})
         return found
 
     for one, four in zip(losses(1), losses(4)):

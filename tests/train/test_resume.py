@@ -148,7 +148,8 @@ def test_another_config_is_refused_without_config_json_too(tmp_path, quiet):
 
 def test_what_a_run_can_have_seen_is_a_history():
     seen = history.History(
-        last={'step': 40, 'top1': 9.5}, lines=['{"epoch": 1}'], looks=[{'gradient/stem/student': float('inf')}],
+        last={'step': 40, 'top1': 9.5}, lines=['{"epoch": 1}'],
+        gradient_samples=[{'gradient/stem/student': float('inf')}],
         rollbacks=[{'step': 3, 'term': 'loss', 'to': 0}], changes=['data classes: ("\u200b",) then'], bad=[7],
     )  # fmt: skip
     kept = json.loads(json.dumps(dataclasses.asdict(seen)))

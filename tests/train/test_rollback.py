@@ -56,14 +56,14 @@ def test_every_term_is_found_as_itself():
     names = ('loss', 'ce/path1', 'ce/path2', 'ce/student', 'distill/path1', 'kl/student', 'ce/teacher', 'gradient_norm')
     never = {'step': np.int32(-1), 'term': np.int32(-1)}
     state = step_lib.TrainState(
-        **dict.fromkeys(('params', 'stats', 'opt_state', 'teacher', 'rate_scale')),
-        step=np.int32(7), sums=step_lib.fresh_sums(names), fault=never,
+        **dict.fromkeys(('params', 'batch_stats', 'opt_state', 'teacher', 'rate_scale')),
+        step=np.int32(7), epoch_sums=step_lib.zero_sums(names), fault=never,
     )  # fmt: skip
     for name in names:
         sums_up = {'loss': np.nan} if '/' in name else {}
         terms = dict.fromkeys(names, 1.0) | sums_up | {name: np.nan}
         fault = jax.jit(step_lib.first_fault)(state, terms)
-        assert step_lib.suspects(names)[int(fault['term'])] == name and int(fault['step']) == 7
+        assert step_lib.diagnosis_order(names)[int(fault['term'])] == name and int(fault['step']) == 7
 
 
 def test_rollback_lowers_the_rate_until_it_works_and_interruptions_change_nothing(tmp_path, quiet):
