@@ -76,9 +76,10 @@ class Checkpoints:
         if keep is not None:
             ignore_orphaned_writes()
             options = self._processes()
-            self._orbax = ocp.AsyncCheckpointer(
-                ocp.CompositeCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options
+            handler = ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=options)
             )
+            self._orbax = ocp.AsyncCheckpointer(handler, multiprocessing_options=options)
             self._finisher = ThreadPoolExecutor(1)
 
     def _processes(self) -> MultiprocessingOptions:

@@ -75,7 +75,13 @@ def prepared_epath() -> Any:
 
     for protocol in ('s3', 'gs', 'gcs'):  # kept listings would hide what other processes write
         fsspec.config.conf.setdefault(protocol, {}).setdefault('use_listings_cache', False)
-    for narrator in ('gcsfs', 's3fs', 'fsspec', 'asyncio'):  # tell of every try; the last error reaches us
+    for narrator in (
+        'gcsfs',
+        's3fs',
+        'fsspec',
+        'asyncio',
+        'google.auth',
+    ):  # tell of every try; the last error reaches us
         logging.getLogger(narrator).setLevel(logging.CRITICAL)
     return epath
 

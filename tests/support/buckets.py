@@ -13,9 +13,16 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
+from etils.epath import backend
+
+from jointrd_jax.system import buckets
+
 KEYS = {'AWS_ACCESS_KEY_ID': 'someone', 'AWS_SECRET_ACCESS_KEY': 'secret', 'AWS_REGION': 'us-east-1'}
 # Nothing outside this machine is asked, whatever is missing.
-ALONE = {'AWS_EC2_METADATA_DISABLED': 'true', 'NO_GCE_CHECK': 'true', 'AWS_MAX_ATTEMPTS': '2'}
+ALONE = {
+    'AWS_EC2_METADATA_DISABLED': 'true', 'AWS_MAX_ATTEMPTS': '1', 'NO_GCE_CHECK': 'true', 'FSSPEC_GS_TOKEN': 'anon',
+}  # fmt: skip
 
 
 def free_port() -> int:
@@ -69,13 +76,7 @@ class Store:
 
     def make_bucket(self, name: str) -> str:
         """A new bucket's URL."""
-        import fsspec
-
-        from jointrd_jax.system import buckets
-
-        fsspec_system = buckets.filesystem(buckets.place(f'{self.scheme}://{name}'))
-        assert isinstance(fsspec_system, fsspec.AbstractFileSystem)
-        fsspec_system.mkdir(name)
+        buckets.filesystem(buckets.place(f'{self.scheme}://{name}')).mkdir(name)
         return f'{self.scheme}://{name}'
 
     def kill(self) -> None:
@@ -102,10 +103,7 @@ def running(scheme: str, **environment: str) -> Iterator[Store]:
 
 def forget() -> None:
     """Clients made before know another server."""
-    import fsspec
-    from etils.epath import backend
-
+    fsspec.config.set_conf_env(fsspec.config.conf)
     for protocol in ('s3', 'gs'):
-        with contextlib.suppress(ImportError):
-            fsspec.get_filesystem_class(protocol).clear_instance_cache()
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()
     backend.fsspec_backend._get_filesystem.cache_clear()
