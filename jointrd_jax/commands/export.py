@@ -17,7 +17,9 @@ def define_flags(values: flags.FlagValues) -> None:
         'format', ['onnx', 'stablehlo', 'safetensors'], 'Of onnx, tflite, stablehlo, safetensors.', flag_values=values
     )
     flags.DEFINE_string('batch', 'dynamic', 'Images per call: dynamic, or a number.', flag_values=values)
-    flags.DEFINE_bool('int8', False, 'Also a quantised ONNX model, calibrated on training images.', flag_values=values)
+    flags.DEFINE_bool(
+        'int8', False, 'Also quantised ONNX and TFLite models, calibrated on training images.', flag_values=values
+    )
     flags.DEFINE_bool(
         'pixels', False, 'Artifacts take pixels 0..255 and normalise them themselves.', flag_values=values
     )
@@ -29,6 +31,9 @@ def define_flags(values: flags.FlagValues) -> None:
         'verify', 'test', ['test', 'random'], 'On the test split, or on random images.', flag_values=values
     )
     flags.DEFINE_string('data_dir', None, "Where the run's dataset is, if not where it was.", flag_values=values)
+    flags.DEFINE_string(
+        'opset', '17', 'Version of the operator set of the ONNX model, from 13 to 25.', flag_values=values
+    )
     flags.DEFINE_integer(
         'calibration', 256, 'Training images that fix the scales of --int8.', lower_bound=1, flag_values=values
     )
@@ -48,13 +53,15 @@ def batch_size(text: str) -> int | None:
 
 def main(given: flags.FlagValues) -> None:
     from jointrd_jax.deploy import export
+    from jointrd_jax.deploy.onnx_graph import OPSETS
+    from jointrd_jax.errors import whole_number
     from jointrd_jax.system import runtime
 
     runtime.configure()
     formats = tuple(dict.fromkeys(name.strip() for name in given.format))
     chosen = export.Options(
         formats, batch_size(given.batch), given.int8, given.pixels, given.platform, given.which, given.verify,
-        given.calibration,
+        given.calibration, whole_number('opset', given.opset, *OPSETS),
     )  # fmt: skip
     export.export(given.workdir, given.out, chosen, given.data_dir)
     print(f'exported to {given.out}')

@@ -1,5 +1,6 @@
 """From a run to a directory of deployable files, each run on the test images before it gets its name."""
 
+import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +20,14 @@ from jointrd_jax.system import buckets, files
 TOLERANCE = 1e-4  # largest difference of a float artifact's logits to the checkpoint's, relative
 RANDOM_IMAGES = 64  # run instead of the test images with `verify='random'`
 VERIFY = ('test', 'random')
-RUNTIMES = {'onnx': 'onnxruntime', 'int8': 'onnxruntime', 'tflite': 'ai-edge-litert', 'stablehlo': 'jax',
-            'safetensors': 'jax'}  # fmt: skip
-FILES = {'onnx': 'network.onnx', 'int8': 'network.int8.onnx', 'tflite': 'network.tflite',
-         'stablehlo': 'network.stablehlo', 'safetensors': 'network.safetensors'}  # fmt: skip
 RECORD = 'export.json'
 FORMATS = ('onnx', 'tflite', 'stablehlo', 'safetensors')
+INT8 = ('int8', 'int8_tflite')  # kinds of artifacts that are quantised, made beside those of their formats
+RUNTIMES = {'onnx': 'onnxruntime', 'int8': 'onnxruntime', 'tflite': 'ai-edge-litert', 'int8_tflite': 'ai-edge-litert',
+            'stablehlo': 'jax', 'portable': 'jax', 'safetensors': 'jax'}  # fmt: skip
+FILES = {'onnx': 'network.onnx', 'int8': 'network.int8.onnx', 'tflite': 'network.tflite',
+         'int8_tflite': 'network.int8.tflite', 'stablehlo': 'network.stablehlo', 'portable': 'network.mlirbc',
+         'safetensors': 'network.safetensors'}  # fmt: skip
 
 
 class Options(NamedTuple):
@@ -33,12 +36,13 @@ class Options(NamedTuple):
     Attributes:
       formats: of `FORMATS`.
       batch: images per call; None: any number.
-      int8: also the quantised ONNX model.
+      int8: also the quantised version of the ONNX and TFLite models asked for.
       pixels: artifacts take pixels 0..255 and normalise them, instead of normalised images.
       platform: that the StableHLO file is for.
       which: of the run's weights, 'last' or 'best'.
       verify: 'test': on the test split; 'random': on random images, where the dataset is not at hand.
       calibration: training images that fix the int8 scales.
+      opset: of the ONNX model.
     """
 
     formats: tuple[str, ...] = FORMATS
@@ -49,6 +53,7 @@ class Options(NamedTuple):
     which: str = 'last'
     verify: str = 'test'
     calibration: int = 256
+    opset: int = onnx_graph.OPSET
 
 
 DEFAULT = Options()
@@ -71,14 +76,17 @@ def check(options: Options, out: Path) -> None:
         raise choice_error('verify', options.verify, VERIFY)
     if not options.formats:
         raise UserError(f'no format to export; choose of {", ".join(FORMATS)}')
-    if options.int8 and 'onnx' not in options.formats:
-        raise UserError('int8 quantises the ONNX model; add onnx to the formats')
+    if options.int8 and not {'onnx', 'tflite'} & set(options.formats):
+        raise UserError('int8 quantises the ONNX and the TFLite model; add onnx or tflite to the formats')
+    oldest, newest = onnx_graph.OPSETS
+    if not oldest <= options.opset <= newest:
+        raise UserError(f'opset={options.opset} is not a whole number from {oldest} to {newest}')
     files.check_new(out)
     if 'onnx' in options.formats:
         require('onnx', 'onnx')
         require('onnxruntime', 'onnx')
     if 'tflite' in options.formats:
-        tflite.check_installed()
+        quantise.check_tflite_installed() if options.int8 else tflite.check_installed()
 
 
 def eval_batches(dataset: data.Dataset) -> Iterator[Batch]:
@@ -158,10 +166,11 @@ class Job:
         return eval_batches(self.dataset) if self.dataset else random_batches(self.image_shape, self.batch_size)
 
     def metadata(self, top1: float | None) -> dict[str, Any]:
-        """What an ONNX file says of itself."""
+        """What ONNX and TFLite files say of themselves: nothing that is of this machine alone."""
         about = self.run.data
         return {
-            'run': str(self.run.path),
+            'run': self.run.path.resolve().name,
+            'digest': run_directory.digest(self.run.variables),
             'dataset': about['dataset'],
             'classes': about['classes'],
             'input_size': list(self.image_shape[:2]),
@@ -171,34 +180,46 @@ class Job:
             'top1': 'unmeasured' if top1 is None else top1,
         }
 
-    def write(self, directory: Path, top1: float | None) -> dict[str, Path]:
-        """Every artifact, by its kind."""
-        options, made = self.options, {}
-        makers: dict[str, Callable[[], bytes]] = {
-            'onnx': lambda: onnx_graph.model(self.graph, self.metadata(top1), options.batch),
-            'tflite': lambda: tflite.model(self.graph, options.batch),
-            'stablehlo': lambda: stablehlo.model(self.graph, options.platform, options.batch),
-        }
-        for name in options.formats:
-            made[name] = directory / FILES[name]
+    def write(self, directory: Path, top1: float | None) -> Iterator[tuple[str, Path]]:
+        """Make every artifact asked for: its kind and where it is."""
+        for name in self.options.formats:
             if name == 'safetensors':
-                weights.save(made[name], self.run.network, self.run.variables, self.run.data)
-            else:
-                made[name].write_bytes(makers[name]())
-        if options.int8:
-            made['int8'] = directory / FILES['int8']
-            made['int8'].write_bytes(quantise.model(made['onnx'].read_bytes(), self.calibration()))
-        return made
+                weights.save(directory / FILES[name], self.run.network, self.run.variables, self.run.data)
+                yield name, directory / FILES[name]
+                continue
+            for kind, blob in getattr(self, name)(self.metadata(top1)):
+                (directory / FILES[kind]).write_bytes(blob)
+                yield kind, directory / FILES[kind]
 
+    def onnx(self, metadata: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+        float_model = onnx_graph.model(self.graph, metadata, self.options.batch, self.options.opset)
+        yield 'onnx', float_model
+        if self.options.int8:
+            images = [np.ascontiguousarray(batch.transpose(0, 3, 1, 2)) for batch in self.calibration]
+            yield 'int8', quantise.onnx_model(float_model, images)
+
+    def tflite(self, metadata: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+        float_model = tflite.converted(self.graph, self.options.batch)
+        yield 'tflite', tflite.packed(float_model, metadata)
+        if self.options.int8:
+            calls = len(self.calibration[0]) // (self.options.batch or 1)
+            images = [part for batch in self.calibration for part in np.split(batch, calls)]
+            yield 'int8_tflite', quantise.tflite_model(float_model, images, metadata)
+
+    def stablehlo(self, _: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+        platform, batch = self.options.platform, self.options.batch
+        yield 'stablehlo', stablehlo.model(self.graph, platform, batch)
+        yield 'portable', stablehlo.portable(self.graph, platform, batch)
+
+    @functools.cached_property
     def calibration(self) -> list[np.ndarray]:
+        """Training images [B, H, W, C] as the artifacts take them, in batches of theirs."""
         size = self.options.batch or 32
         if self.dataset:
             batches = calibration_batches(self.dataset, self.options.calibration, size)
         else:
             batches = [batch.images for batch in random_batches(self.image_shape, size)]
-        if self.options.pixels:
-            batches = [to_pixels(images, self.run.data) for images in batches]
-        return [np.ascontiguousarray(images.transpose(0, 3, 1, 2)) for images in batches]
+        return [to_pixels(images, self.run.data) if self.options.pixels else images for images in batches]
 
     def checkpoint_top1(self) -> tuple[float | None, list[np.ndarray], int]:
         """The checkpoint's top-1 in percent, its logits batch by batch, and how many images there are."""
@@ -222,7 +243,7 @@ class Job:
                     found.add(batch, run(to_pixels(batch.images, self.run.data) if pixels else batch.images), wanted)
         except RuntimeError as error:
             raise UserError(f'{path.name} does not run in {RUNTIMES[name]}: {error}; nothing was exported') from error
-        if name != 'int8' and not found.difference <= TOLERANCE:
+        if name not in INT8 and not found.difference <= TOLERANCE:
             raise UserError(
                 f'{path.name} differs from the checkpoint by {found.difference:.1e} relative '
                 f'(allowed: {TOLERANCE:.0e}); nothing was exported'
@@ -264,7 +285,7 @@ def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any
     run, options = job.run, job.options
     top1, logits, images = job.checkpoint_top1()
     artifacts = {}
-    for name, path in job.write(directory, top1).items():
+    for name, path in job.write(directory, top1):
         found = job.verify(name, path, logits)
         artifacts[name] = {
             'file': path.name,
@@ -275,6 +296,8 @@ def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any
             'max_relative_difference': found.difference,
             'top1': found.top1,
         }
+        if name == 'int8_tflite':
+            artifacts[name] |= quantise.scales(path.read_bytes())
         shown = 'unmeasured' if found.top1 is None else f'{found.top1:.2f} %'
         say(f'{path.name}: top-1 {shown}, logits differ by {found.difference:.1e} relative')
     record = {

@@ -1,4 +1,4 @@
-"""What is deployed: a network as a list of convolutions, ReLUs, additions, poolings and one matrix product.
+"""What is deployed: a network as a list of convolutions, activations, additions, poolings and one matrix product.
 
 A graph has no training state left in it. Exporters write it out, `apply` runs it in JAX, and the
 deployment report counts it. Feature maps are NHWC and kernels HWIO; exporters transpose what they must.
@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 INPUT, OUTPUT = 'images', 'logits'
+ACTIVATIONS = ('relu', 'leaky_relu', 'prelu')  # elementwise: a runtime may compute them in place
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation: 'conv', 'relu', 'max_pool', 'add', 'average_pool' (global) or 'dense'."""
+    """One operation: 'conv', one of `ACTIVATIONS`, 'max_pool', 'add', 'average_pool' (global) or 'dense'."""
 
     op: str
     inputs: tuple[str, ...]
@@ -26,6 +27,7 @@ class Node:
     bias: np.ndarray | None = None  # [out]
     size: int = 1  # of the window of conv and max_pool, which pad by size // 2 on every side
     stride: int = 1
+    slope: np.ndarray | None = None  # below zero; leaky_relu: [], prelu: [channels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +61,13 @@ class Graph:
         return shapes
 
     def parameters(self) -> int:
-        """Numbers in kernels and biases."""
-        return sum(a.size for node in self.nodes for a in (node.kernel, node.bias) if a is not None)
+        """Numbers in kernels, biases and slopes that a PReLU has learnt."""
+        return sum(
+            a.size
+            for node in self.nodes
+            for a in (node.kernel, node.bias, node.slope if node.op == 'prelu' else None)
+            if a is not None
+        )
 
     def macs(self) -> int:
         """Multiply-accumulates of convolutions and matrix product for one image."""
@@ -95,9 +102,21 @@ def max_pool(node: Node, x: jax.Array) -> jax.Array:
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, strides, [(0, 0), *window(node), (0, 0)])
 
 
-COMPUTE: dict[str, Callable[..., jax.Array]] = {
+def slope_like(node: Node, x: jax.Array) -> jax.Array:
+    """The slope with a batch (and, of a feature map, height and width) to broadcast over."""
+    return jnp.asarray(node.slope, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def leaky(node: Node, x: jax.Array) -> jax.Array:
+    return jnp.where(x >= 0, x, slope_like(node, x) * x)
+
+
+Forms = dict[str, Callable[..., jax.Array]]
+COMPUTE: Forms = {
     'conv': conv,
     'relu': lambda node, x: jnp.maximum(x, 0),
+    'leaky_relu': leaky,
+    'prelu': leaky,
     'max_pool': max_pool,
     'add': lambda node, x, y: x + y,
     'average_pool': lambda node, x: x.mean((1, 2)),
@@ -105,11 +124,11 @@ COMPUTE: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def apply(graph: Graph, images: jax.Array) -> jax.Array:
-    """Images [B, H, W, C] to logits [B, classes]."""
+def apply(graph: Graph, images: jax.Array, forms: Forms = COMPUTE) -> jax.Array:
+    """Images [B, H, W, C] to logits [B, classes]; `forms` says how each op is computed."""
     values: dict[str, Any] = {INPUT: images}
     for node in graph.nodes:
-        values[node.output] = COMPUTE[node.op](node, *(values[name] for name in node.inputs))
+        values[node.output] = forms[node.op](node, *(values[name] for name in node.inputs))
     return values[OUTPUT]
 
 

@@ -4,7 +4,7 @@ A tensor is live from the node that makes it to the last that reads it. While a 
 output and whatever is live for later are in memory together. What a node may write into decides the rest:
 
     nothing     every node writes a new tensor
-    in_place    ReLU and add write into an input that nobody reads afterwards
+    in_place    activations (ReLU) and add write into an input that nobody reads afterwards
     accumulate  also, the convolution before an add writes onto the shortcut (out += conv(x))
 
 Sizes are of one image in elements of `bytes_per_value`; weights and workspaces do not count.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jointrd_jax.deploy.graph import INPUT, Graph, Node, readers
+from jointrd_jax.deploy.graph import ACTIVATIONS, INPUT, Graph, Node, readers
 from jointrd_jax.errors import choice_error
 
 MODELS = ('nothing', 'in_place', 'accumulate')
@@ -73,7 +73,7 @@ def timeline(graph: Graph, model: str, bytes_per_value: int = 4) -> list[Moment]
     for position, node in enumerate(nodes):
         dying = {name for name in node.inputs if last_read[name] == position}
         writes_into = {
-            'relu': node.inputs,
+            **dict.fromkeys(ACTIVATIONS, node.inputs),
             'add': node.inputs,
             'accumulate': node.inputs[-1:],  # the shortcut
         }.get(node.op, ())
@@ -93,10 +93,12 @@ def peak(graph: Graph, model: str, bytes_per_value: int = 4) -> int:
 
 
 def sum_of_maps(graph: Graph, bytes_per_value: int = 4) -> int:
-    """Bytes of all feature maps together (ReLU counted as in place), as if none were ever freed.
+    """Bytes of all feature maps together (activations counted as in place), as if none were ever freed.
 
     It is what a dataflow accelerator that gives every edge its own buffer needs, and, times the batch,
     about what training keeps.
     """
     shapes = graph.shapes()
-    return sum(int(np.prod(shapes[node.output])) for node in graph.nodes if node.op != 'relu') * bytes_per_value
+    return (
+        sum(int(np.prod(shapes[node.output])) for node in graph.nodes if node.op not in ACTIVATIONS) * bytes_per_value
+    )

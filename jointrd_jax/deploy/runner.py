@@ -46,16 +46,27 @@ def load_tflite(path: str) -> Function:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(path, num_threads=os.cpu_count())
-    entry, result = interpreter.get_input_details()[0]['index'], interpreter.get_output_details()[0]['index']
+    entry, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def run(images: np.ndarray) -> np.ndarray:
-        interpreter.resize_tensor_input(entry, images.shape)
+        interpreter.resize_tensor_input(entry['index'], images.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(entry, images)
+        interpreter.set_tensor(entry['index'], to_int8(images, *entry['quantization'], entry['dtype']))
         interpreter.invoke()
-        return interpreter.get_tensor(result)
+        return from_int8(interpreter.get_tensor(result['index']), *result['quantization'])
 
     return run
+
+
+def to_int8(images: np.ndarray, scale: float, zero_point: int, dtype: type) -> np.ndarray:
+    """Images as the network takes them: rounded to its scale if it takes int8, else as they are."""
+    if dtype != np.int8:
+        return images
+    return np.clip(np.round(images / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
+
+
+def from_int8(logits: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    return (logits.astype(np.float32) - zero_point) * np.float32(scale) if logits.dtype == np.int8 else logits
 
 
 def load_stablehlo(path: str) -> Function:
@@ -63,6 +74,19 @@ def load_stablehlo(path: str) -> Function:
 
     call = export.deserialize(bytearray(Path(path).read_bytes())).call
     return lambda images: np.asarray(call(images))
+
+
+def load_portable(path: str) -> Function:
+    from jointrd_jax.deploy import stablehlo
+
+    rows, call = stablehlo.load_portable(Path(path).read_bytes())
+
+    def run(images: np.ndarray) -> np.ndarray:
+        parts = [images[start : start + rows] for start in range(0, len(images), rows)]
+        whole = [np.pad(part, [(0, rows - len(part)), (0, 0), (0, 0), (0, 0)]) for part in parts]
+        return np.concatenate([np.asarray(call(part)) for part in whole])[: len(images)]
+
+    return run
 
 
 def load_safetensors(path: str) -> Function:
@@ -81,6 +105,7 @@ LOADERS = {
     '.onnx': load_onnx,
     '.tflite': load_tflite,
     '.stablehlo': load_stablehlo,
+    '.mlirbc': load_portable,
     '.safetensors': load_safetensors,
 }
 

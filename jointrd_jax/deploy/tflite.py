@@ -7,18 +7,23 @@ jax.export's serialisation.
 
 import importlib.metadata
 import io
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jointrd_jax.deploy.graph import INPUT, OUTPUT, Graph, apply
+from jointrd_jax.deploy.graph import COMPUTE, INPUT, OUTPUT, Graph, Node, apply, window
+from jointrd_jax.deploy.stablehlo import without_paths
 from jointrd_jax.errors import UserError, require
 
 PINNED = {'litert-converter': '0.5.0', 'ai-edge-litert': '2.3.0'}
+METADATA = 'jointrd_jax'  # the name of our entry in the file's metadata
 
 CONVERTER = f"""
 import sys
@@ -37,26 +42,45 @@ with context, ir.Location.unknown():
 """
 
 
-def check_installed() -> None:
-    """The extra [tflite], in exactly the versions that are known to work.
+def check_installed(pinned: dict[str, str] = PINNED, extra: str = 'tflite') -> None:
+    """The packages of an extra, in exactly the versions that are known to work.
 
     Raises:
       UserError: missing, or another version.
     """
-    require('litert_converter', 'tflite')
-    require('ai_edge_litert', 'tflite')
-    for package, wanted in PINNED.items():
+    for package, wanted in pinned.items():
+        require(package.replace('-', '_'), extra)
         if (found := importlib.metadata.version(package)) != wanted:
-            raise UserError(f"{package} {found} is installed, {wanted} is needed: pip install 'jointrd_jax[tflite]'")
+            raise UserError(f"{package} {found} is installed, {wanted} is needed: pip install 'jointrd_jax[{extra}]'")
 
 
-def model(graph: Graph, batch: int | None = None) -> bytes:
-    """A flatbuffer of float32 images [batch, H, W, C]; None: 1, which `resize_tensor_input` changes."""
+def max_pool(node: Node, x: jax.Array) -> jax.Array:
+    """Padded with zeros, which is right behind a ReLU; `with_own_operators` puts it right elsewhere.
+
+    Minus infinity becomes PADV2, which TFLite-Micro rejects, and is no int8 number.
+    """
+    size, strides = (1, node.size, node.size, 1), (1, node.stride, node.stride, 1)
+    padded = jnp.pad(x, [(0, 0), *window(node), (0, 0)])
+    return jax.lax.reduce_window(padded, -jnp.inf, jax.lax.max, size, strides, 'VALID')
+
+
+def leaky(node: Node, x: jax.Array) -> jax.Array:
+    """As a sum that the quantiser knows; `with_own_operators` makes one operator of it."""
+    slope = np.broadcast_to(node.slope, x.shape[-1:]).reshape(1, 1, 1, -1)
+    return slope * x + (1 - slope) * jnp.maximum(x, 0)
+
+
+FORMS = COMPUTE | {'max_pool': max_pool, 'leaky_relu': leaky, 'prelu': leaky}
+
+
+def converted(graph: Graph, batch: int | None = None) -> bytes:
+    """What the converter makes of `graph`: for `packed`, or for `quantise.tflite_model` and then `packed`."""
     check_installed()
     images = jax.ShapeDtypeStruct((batch or 1, *graph.image_shape), np.float32)
     bytecode = io.BytesIO()
-    lowered = jax.jit(lambda x: apply(graph, x)).lower(images)
-    lowered.compiler_ir('stablehlo').operation.write_bytecode(bytecode)
+    with without_paths():
+        lowered = jax.jit(lambda x: apply(graph, x, FORMS)).lower(images)
+        lowered.compiler_ir('stablehlo').operation.write_bytecode(bytecode)
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory) / 'module.mlir', Path(directory) / 'network.tflite'
         source.write_bytes(bytecode.getvalue())
@@ -65,3 +89,105 @@ def model(graph: Graph, batch: int | None = None) -> bytes:
             said = ended.stderr.strip().splitlines()[-1:] or ['nothing said']
             raise UserError(f'litert-converter failed with status {ended.returncode}: {said[0]}')
         return target.read_bytes()
+
+
+def model(graph: Graph, batch: int | None = None, metadata: dict[str, Any] | None = None) -> bytes:
+    """A flatbuffer of float32 images [batch, H, W, C]; None: 1, which `resize_tensor_input` changes.
+
+    Args:
+      metadata: JSON values that go into the file's metadata.
+    """
+    return packed(converted(graph, batch), metadata or {})
+
+
+def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
+    """The same model as every runtime reads it: buffers inside, TFLite's own operators, `metadata` (JSON values) added.
+
+    Writers put large buffers behind the flatbuffer, by offset. LiteRT and Vela follow that; OpenVINO refuses such a
+    file, MNN converts it to one that cannot run, and TFLite-Micro computes rubbish without an error.
+    """
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    found = schema.ModelT.InitFromPackedBuf(raw, 0)
+    for buffer in found.buffers:
+        if buffer.offset > 1:  # 0 and 1 mean none
+            buffer.data = np.frombuffer(raw, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    with_own_operators(found)
+    if metadata:
+        text = schema.BufferT()
+        text.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = METADATA, len(found.buffers)
+        found.buffers.append(text)
+        found.metadata = [*(found.metadata or []), entry]
+    builder = flatbuffers.Builder(len(raw))
+    builder.Finish(found.Pack(builder), b'TFL3')
+    return bytes(builder.Output())
+
+
+def with_own_operators(found: Any) -> None:
+    """Write what neither converter nor quantiser know, in place, as the operators that TFLite has for it.
+
+    Each slope * x + (1 - slope) * relu(x) becomes PRELU, and the zeros around a max-pool of its result, which could
+    be above all of the window, become a mirrored edge: every window holds the edge itself, so it changes no maximum.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    operator, (graph,) = schema.BuiltinOperator, found.subgraphs
+    makers = {output: op for op in graph.operators for output in op.outputs}
+    readers = {tensor: op for op in graph.operators for tensor in op.inputs}
+
+    def code(op: Any) -> int | None:
+        return found.operatorCodes[op.opcodeIndex].builtinCode if op else None
+
+    def becomes(op: Any, builtin: int, inputs: list[int], options: tuple[int, Any] = (0, None)) -> None:
+        made = schema.OperatorCodeT()
+        made.builtinCode = made.deprecatedBuiltinCode = builtin
+        made.version = 1
+        op.opcodeIndex, op.inputs = len(found.operatorCodes), np.asarray(inputs, np.int32)
+        op.builtinOptionsType, op.builtinOptions = options
+        found.operatorCodes.append(made)
+
+    gone: list[Any] = []
+    for add in graph.operators:
+        parts = [makers.get(tensor) for tensor in add.inputs]
+        if code(add) != operator.ADD or [code(part) for part in parts] != [operator.MUL] * 2:
+            continue
+        for scaled, rest in (parts, parts[::-1]):
+            relu = next((op for op in map(makers.get, rest.inputs) if code(op) == operator.RELU), None)
+            slopes = [tensor for tensor in scaled.inputs if tensor not in makers]
+            if relu and len(slopes) == 1 and relu.inputs[0] in scaled.inputs:
+                slope = graph.tensors[slopes[0]]
+                slope.shape = np.asarray([1, 1, np.prod(slope.shape, dtype=int)], np.int32)
+                becomes(add, operator.PRELU, [relu.inputs[0], slopes[0]])
+                gone += [scaled, rest, relu]
+                break
+    for pad in graph.operators:
+        pools = code(readers.get(pad.outputs[0])) == operator.MAX_POOL_2D
+        if code(pad) == operator.PAD and pools and code(makers.get(pad.inputs[0])) == operator.PRELU:
+            options = schema.MirrorPadOptionsT()
+            options.mode = schema.MirrorPadMode.SYMMETRIC
+            becomes(pad, operator.MIRROR_PAD, list(pad.inputs), (schema.BuiltinOptions.MirrorPadOptions, options))
+    graph.operators = [op for op in graph.operators if all(op is not other for other in gone)]
+
+
+def read_metadata(raw: bytes) -> dict[str, Any]:
+    """What `packed` wrote into a model; nothing where there is none."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    found = schema.ModelT.InitFromPackedBuf(raw, 0)
+    for entry in found.metadata or []:
+        if entry.name.decode() == METADATA:
+            return json.loads(bytes(found.buffers[entry.buffer].data))
+    return {}
+
+
+def operators(raw: bytes) -> list[str]:
+    """The names of a model's operators, in the order in which they run."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    found = schema.ModelT.InitFromPackedBuf(raw, 0)
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    return [names[found.operatorCodes[op.opcodeIndex].builtinCode] for op in found.subgraphs[0].operators]

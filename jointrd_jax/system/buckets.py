@@ -6,6 +6,7 @@ it does not rename, append or lock. So a directory is made on the local disk and
 it last (`send`), and a place is owned by a lease (`Lease`).
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -194,15 +196,18 @@ def resolved(path: Path) -> Path:
     return path if is_remote(path) else path.resolve()
 
 
+def kept_until_exit() -> Path:
+    """A new local directory that goes when this process ends."""
+    directory = Path(tempfile.mkdtemp(prefix='jointrd-'))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
 def local_copy(path: Path) -> Path:
     """A file as one on the disk: itself, or a copy kept until this process ends."""
     if not is_remote(path):
         return path
-    import atexit
-    import tempfile
-
-    directory = Path(tempfile.mkdtemp(prefix='jointrd-'))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    directory = kept_until_exit()
     filesystem(path).get_file(os.fspath(path), os.fspath(directory / path.name))
     return directory / path.name
 

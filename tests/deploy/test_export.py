@@ -2,6 +2,8 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from tests.support.networks import images_like, randomised, relative_difference
 from tests.support.runs import digits_run
 
 EXTRAS = {'onnx': ('onnx', 'onnxruntime'), 'tflite': ('litert_converter', 'ai_edge_litert')}
+INT8 = {'onnx': 'int8', 'tflite': 'int8_tflite'}
 PLAIN_OPERATORS = {'Conv', 'Relu', 'MaxPool', 'GlobalAveragePool', 'Flatten', 'Gemm'}
 
 
@@ -38,7 +41,7 @@ def artifact(request, run, tmp_path_factory):
     """One format of the run, exported: (format, directory, record)."""
     installed(request.param)
     out = tmp_path_factory.mktemp('exports') / request.param
-    return request.param, out, exported(run[0], out, request.param, int8=request.param == 'onnx')
+    return request.param, out, exported(run[0], out, request.param, int8=request.param in INT8)
 
 
 def test_an_artifact_scores_what_the_checkpoint_scores(artifact):
@@ -52,11 +55,27 @@ def test_an_artifact_scores_what_the_checkpoint_scores(artifact):
     assert {path.name for path in out.iterdir()} == expected
 
 
-@pytest.mark.parametrize('artifact', ['onnx'], indirect=True)
+@pytest.mark.parametrize('artifact', ['onnx', 'tflite'], indirect=True)
 def test_the_accuracy_of_int8_is_reported(artifact):
+    name, out, record = artifact
+    found = record['artifacts'][INT8[name]]
+    assert found['images'] == 500
+    assert abs(found['top1'] - record['checkpoint_top1']) < 10
+    if name == 'onnx':
+        assert 'QuantizeLinear' in {node.op_type for node in load_onnx(out / 'network.int8.onnx').graph.node}
+    else:
+        said = tflite.read_metadata((out / 'network.int8.tflite').read_bytes())
+        assert said['int8_input'] == found['int8_input']
+        assert said['classes'] == record['data']['classes']
+        assert f'scale {found["int8_input"]["scale"]!r}' in (out / 'README.md').read_text()
+
+
+def test_no_artifact_tells_of_the_machine_that_made_it(artifact, run):
     _, out, record = artifact
-    assert abs(record['artifacts']['int8']['top1'] - record['checkpoint_top1']) < 10
-    assert 'QuantizeLinear' in {node.op_type for node in load_onnx(out / 'network.int8.onnx').graph.node}
+    here = [sys.prefix, str(Path.cwd()), str(Path.home()), tempfile.gettempdir(), str(run[0]), 'site-packages']
+    for made in record['artifacts'].values():
+        blob = (out / made['file']).read_bytes()
+        assert [place for place in here if place.encode() in blob] == [], made['file']
 
 
 def test_the_model_card_can_be_followed(artifact, run, monkeypatch):
@@ -73,7 +92,7 @@ def test_the_model_card_can_be_followed(artifact, run, monkeypatch):
     for block, name in zip(blocks, record['artifacts']):
         code = {'pixels': pixels}
         exec(block, code)  # of our own card
-        assert relative_difference(code['logits'], np.asarray(wanted)) < (0.5 if name == 'int8' else 1e-4)
+        assert relative_difference(code['logits'], np.asarray(wanted)) < (0.5 if name in INT8.values() else 1e-4)
 
 
 def load_onnx(path):
@@ -187,7 +206,8 @@ def test_bad_options_are_refused_before_any_work(run, tmp_path):
     for options, message in (
         (export.Options(('onyx',)), 'onyx.*stablehlo'),
         (export.Options(()), 'no format'),
-        (export.Options(('stablehlo',), int8=True), 'add onnx'),
+        (export.Options(('stablehlo',), int8=True), 'add onnx or tflite'),
+        (export.Options(('onnx',), opset=7), 'opset=7 is not .* from 13'),
         (export.Options(('stablehlo',), verify='never'), 'test, random'),
     ):
         with pytest.raises(UserError, match=message):

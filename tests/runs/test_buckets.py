@@ -99,11 +99,11 @@ def test_killed_in_a_save_and_continued_from_the_bucket(s3, command, tmp_path):
 
 
 def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, tmp_path):
-    config = small_config('jointrd', log__tensorboard=1)
+    config = small_config(log__tensorboard=1)
     loop.run(config, tmp_path / 'run', QuietReporter('disk'))
     workdir = buckets.place(f'{bucket}/stopped')
     _, stops = run_with_stops(config, workdir, 10, 30)
-    assert stops == 4  # the teacher's run too
+    assert stops == 2
     assert outcome(workdir) == outcome(tmp_path / 'run')
     events = buckets.names(workdir / 'tensorboard')
     assert len(events) == 3 and all('tfevents' in name for name in events)
