@@ -6,24 +6,21 @@ import jax
 import jax.numpy as jnp
 
 
-def crop_and_flip(
-    images: jax.Array, index: jax.Array, key: jax.Array, *, padding: int = 0, flip: bool = False
-) -> jax.Array:
-    """Pick images, shift each by up to `padding` pixels (zeros move in) and mirror half of them.
+def crop_and_flip(images: jax.Array, key: jax.Array, *, padding: int = 0, flip: bool = False) -> jax.Array:
+    """Shift each image by up to `padding` pixels (zeros move in) and mirror half of them.
 
-    One gather does all three; equal to torchvision's RandomCrop(size, padding) and RandomHorizontalFlip.
+    One gather does both; equal to torchvision's RandomCrop(size, padding) and RandomHorizontalFlip.
 
     Args:
-      images: [N, H, W, C] uint8.
-      index: [B] which images.
+      images: [B, H, W, C] uint8.
       key: the batch's random key.
 
     Returns:
       [B, H, W, C] uint8.
     """
     if not padding and not flip:
-        return images[index]
-    batch, (height, width) = index.shape[0], images.shape[1:3]
+        return images
+    batch, height, width = images.shape[:3]
     shift_key, flip_key = jax.random.split(key)
     shift = jax.random.randint(shift_key, (batch, 2), -padding, padding + 1)
     rows = jnp.arange(height)[None] + shift[:, :1]
@@ -34,8 +31,8 @@ def crop_and_flip(
     columns = columns + shift[:, 1:]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
-    picked = images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return jnp.where(inside[..., None], picked, 0)
+    moved = images[jnp.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return jnp.where(inside[..., None], moved, 0)
 
 
 def mirror(images: jax.Array, flip: jax.Array) -> jax.Array:
@@ -66,5 +63,5 @@ def cutout(images: jax.Array, key: jax.Array, size: int) -> jax.Array:
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """uint8 [..., C] to float32 (x / 255 - mean) / std per channel."""
     shape = (1,) * (images.ndim - 1) + (-1,)
-    mean, std = (jnp.asarray(v, jnp.float32).reshape(shape) for v in (mean, std))
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    offset, scale = (jnp.asarray(v, jnp.float32).reshape(shape) for v in (mean, std))
+    return (images.astype(jnp.float32) / 255 - offset) / scale

@@ -96,6 +96,9 @@ def held_out(size: int, validation_size: int, name: str) -> tuple[np.ndarray, np
 class InMemory(Dataset):
     """A dataset small enough to keep whole on the device as uint8; host batches are indices.
 
+    The device holds each image as one row, [N, H * W * C]: of [N, H, W, C] a TPU would copy the whole set to
+    another layout at every step (docs/benchmarks.md).
+
     Args:
       name: the dataset's name with its version where it has one.
       classes: class names in label order.
@@ -120,12 +123,15 @@ class InMemory(Dataset):
         self.config, self.bad = config, set()
         if config.dataset.validation_size:
             kept, held = held_out(len(train[1]), config.dataset.validation_size, name)
-            evaluation = tuple(array[held] for array in train)
-            train = tuple(array[kept] for array in train)
-        self.image_shape = tuple(int(n) for n in train[0].shape[1:])
+            images, labels = train
+            train, evaluation = (images[kept], labels[kept]), (images[held], labels[held])
+        if evaluation is None:
+            raise ValueError(f'{name} has neither evaluation images nor dataset.validation_size')
+        height, width, channels = train[0].shape[1:]
+        self.image_shape = (height, width, channels)
         self.train_size, self.eval_size = len(train[1]), len(evaluation[1])
         self.device_arrays = {
-            'images': np.concatenate([train[0], evaluation[0]]),
+            'images': np.concatenate([train[0], evaluation[0]]).reshape(self.train_size + self.eval_size, -1),
             'labels': np.concatenate([train[1], evaluation[1]]).astype(np.int32),
         }
 
@@ -148,16 +154,14 @@ class InMemory(Dataset):
     def preprocess(
         self, device_arrays: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        images, labels, settings = device_arrays['images'], device_arrays['labels'], self.config.dataset
+        index, settings = batch['index'], self.config.dataset
+        images, labels = device_arrays['images'][index].reshape(-1, *self.image_shape), device_arrays['labels'][index]
         if key is None:
-            picked = images[batch['index']]
-            return augment.normalise(picked, self.mean, self.std), labels[batch['index']]
+            return augment.normalise(images, self.mean, self.std), labels
         crop_key, cutout_key = jax.random.split(key)
-        picked = augment.crop_and_flip(
-            images, batch['index'], crop_key, padding=settings.crop_padding, flip=settings.flip
-        )
-        normal = augment.normalise(picked, self.mean, self.std)
-        return augment.cutout(normal, cutout_key, settings.cutout), labels[batch['index']]
+        images = augment.crop_and_flip(images, crop_key, padding=settings.crop_padding, flip=settings.flip)
+        normal = augment.normalise(images, self.mean, self.std)
+        return augment.cutout(normal, cutout_key, settings.cutout), labels
 
 
 def as_config(dataset: Dataset) -> dict[str, Any]:

@@ -16,14 +16,15 @@ def read() -> tuple[np.ndarray, np.ndarray]:
 
     From the same file, without importing scikit-learn, which takes longer than all else before the first compilation.
     """
-    package = importlib.util.find_spec('sklearn').submodule_search_locations[0]
-    path = Path(package, 'datasets', 'data', 'digits.csv.gz')
-    if not path.is_file():  # another version of scikit-learn keeps it elsewhere, but has it
+    package = importlib.util.find_spec('sklearn')
+    places = (package and package.submodule_search_locations) or ()
+    paths = [path for place in places if (path := Path(place, 'datasets', 'data', 'digits.csv.gz')).is_file()]
+    if not paths:  # another version of scikit-learn keeps it elsewhere, but has it
         from sklearn.datasets import load_digits
 
-        bunch = load_digits()
-        return bunch.images, bunch.target
-    table = np.loadtxt(path, delimiter=',')
+        pixels, labels = load_digits(return_X_y=True)
+        return np.asarray(pixels).reshape(-1, 8, 8), np.asarray(labels)
+    table = np.loadtxt(paths[0], delimiter=',')
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
 

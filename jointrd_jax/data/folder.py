@@ -103,7 +103,8 @@ def split(images: Folder, fraction: float) -> tuple[Folder, Folder]:
             raise UserError(f'{images.root}/{name}: one image cannot be split into training and evaluation')
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         evaluated[rng.permutation(members)[:count]] = True
-    return tuple(
-        Folder(images.name, Path(images.root), images.classes, images.paths[chosen], images.labels[chosen])
-        for chosen in (~evaluated, evaluated)
-    )
+
+    def part(chosen: np.ndarray) -> Folder:
+        return Folder(images.name, Path(images.root), images.classes, images.paths[chosen], images.labels[chosen])
+
+    return part(~evaluated), part(evaluated)

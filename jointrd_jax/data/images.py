@@ -45,7 +45,8 @@ class Encoded:
         try:
             if not data.startswith(b'\xff\xd8'):
                 raise ValueError
-            self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+            self.height, self.width = int(height), int(width)
             if colours not in ('YCbCr', 'Gray', 'RGB'):
                 raise ValueError
         except (ValueError, KeyError):  # simplejpeg's KeyError: a header without subsampling

@@ -99,7 +99,8 @@ class Examples(Source):
 
         data = self.records[i]
         try:
-            features = tf_example_pb2.Example.FromString(data).features.feature
+            example = tf_example_pb2.Example.FromString(data)  # pyright: ignore[reportAttributeAccessIssue]: made by protobuf
+            features = example.features.feature
             image, label = features[self.image].bytes_list.value[0], features[self.label].int64_list.value[0]
         except (DecodeError, IndexError) as error:
             raise BadImage(f'is not an example with {self.image!r} and {self.label!r}') from error

@@ -4,7 +4,7 @@ import abc
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import grain
 import jax
@@ -100,7 +100,7 @@ class TrainChunks(Chunks):
         super().__init__(*args, **kwargs)
         self.seed, self.flip = seed, flip
         self.steps_per_epoch = len(self.indices) // self.batch_size
-        self.epoch, self.order = -1, None
+        self.epoch, self.order = -1, self.indices
 
     def image_at(self, position: int) -> int:
         """The source's index of the image at a position."""
@@ -169,13 +169,14 @@ class Streaming(Dataset):
     def __init__(self, name: str, train: Source, evaluation: Source | None, config: ml_collections.ConfigDict):
         settings = config.dataset
         self.name, self.classes, self.mean, self.std, self.config = name, train.classes, MEAN, STD, config
-        self.train_source, self.eval_source = train, evaluation
-        self.train_indices = np.arange(len(train))
+        self.train_source = self.eval_source = train
         if settings.validation_size:
-            self.eval_source = train
             self.train_indices, self.eval_indices = held_out(len(train), settings.validation_size, name)
+        elif evaluation is not None:
+            self.eval_source = evaluation
+            self.train_indices, self.eval_indices = np.arange(len(train)), np.arange(len(evaluation))
         else:
-            self.eval_indices = np.arange(len(evaluation))
+            raise ValueError(f'{name} has neither evaluation images nor dataset.validation_size')
         if settings.resize < settings.image_size:
             raise UserError(
                 f'dataset.resize={settings.resize} is less than dataset.image_size={settings.image_size},'
@@ -188,7 +189,7 @@ class Streaming(Dataset):
                 f'batch_size={config.batch_size} is more than the {self.train_size} training images of {name}'
             )
         self.device_arrays, self.bad = {}, set()
-        self.running: list[Iterator[Batch]] = []
+        self.running: list[Generator[Batch, None, None]] = []
         for chunks in (self.train_chunks(), self.eval_chunks()):  # a split without usable images fails now, not later
             chunks.check()
 
@@ -219,7 +220,7 @@ class Streaming(Dataset):
         self.running.append(batches)
         return batches
 
-    def batches(self, chunks: Chunks, start_step: int, stop_step: int) -> Iterator[Batch]:
+    def batches(self, chunks: Chunks, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """Batches made by worker processes (or here, with 0 workers)."""
         numbers = grain.MapDataset.range(start_step * chunks.per_step, stop_step * chunks.per_step)
         dataset = numbers.map(chunks).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))

@@ -6,6 +6,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -116,8 +117,11 @@ def prepare_command(spec: str, root: Path) -> str:
     return f'python -m jointrd_jax.prepare {spec} --data_dir {root}'
 
 
-def read_info(directory: Path):
-    """TFDS's DatasetInfo of a prepared dataset, from the files beside its shards."""
+def read_info(directory: Path) -> Any:
+    """TFDS's DatasetInfo of a prepared dataset, from the files beside its shards.
+
+    Untyped: what TFDS's annotations say of features holds for every kind of them, images and labels have more.
+    """
     import tensorflow_datasets as tfds
     from absl import logging
 
@@ -129,7 +133,7 @@ def read_info(directory: Path):
         raise UserError(f'{directory}: its metadata cannot be read ({reason}); prepare it again') from error
 
 
-def image_and_label(info) -> tuple[str, str]:
+def image_and_label(info: Any) -> tuple[str, str]:
     """The names of the image feature and of the class-label feature."""
     import tensorflow_datasets as tfds
 
@@ -148,7 +152,7 @@ def image_and_label(info) -> tuple[str, str]:
     return chosen[0], chosen[1]
 
 
-def check_pixels(info, image: str) -> None:
+def check_pixels(info: Any, image: str) -> None:
     """Raise UserError for images that would not be what they are as 8-bit RGB or grey ones."""
     kind, channels = np.dtype(info.features[image].np_dtype), info.features[image].shape[-1]
     if kind != np.uint8 or channels not in (1, 3, None):
@@ -157,7 +161,7 @@ def check_pixels(info, image: str) -> None:
         )
 
 
-def pick_split(info, wanted: str, preferred: tuple[str, ...], field: str) -> str:
+def pick_split(info: Any, wanted: str, preferred: tuple[str, ...], field: str) -> str:
     """The split asked for (slices such as train[:90%] too), or the first of `preferred` that there is."""
     names = sorted(info.splits)
     split = wanted or next((name for name in preferred if name in names), None)
@@ -175,7 +179,7 @@ def pick_split(info, wanted: str, preferred: tuple[str, ...], field: str) -> str
     return split
 
 
-def open_split(info, split: str, directory: Path) -> ArrayRecordFiles | TFRecordFiles:
+def open_split(info: Any, split: str, directory: Path) -> ArrayRecordFiles | TFRecordFiles:
     """The records of a split, whichever of the two formats they are stored in."""
     parts = [(os.fspath(part.filename), part.skip, part.take) for part in info.splits[split].file_instructions]
     readers = {'array_record': ArrayRecordFiles, 'tfrecord': TFRecordFiles}

@@ -35,9 +35,9 @@ def config_of(network: Network, dataset: str, data_dir: str = '', side: int | No
         config.dataset.image_size, config.dataset.resize = side, round(side * 256 / 224)
     model, sizes = config.model, tuple(network.stage_sizes)
     model.block = 'bottleneck' if network.bottleneck else 'basic'
-    depths = {(STAGE_SIZES[depth], depth == 50): depth for depth in STAGE_SIZES}
-    if (sizes, network.bottleneck) in depths:
-        model.depth = depths[sizes, network.bottleneck]
+    depths = [depth for depth in STAGE_SIZES if (STAGE_SIZES[depth], depth == 50) == (sizes, network.bottleneck)]
+    if depths:
+        model.depth = depths[-1]
     else:
         model.stage_sizes = sizes
     model.width, model.stem, model.hidden = network.width, network.stem_kind, tuple(network.hidden)
@@ -54,12 +54,13 @@ def data_of(network: Network, channels: int, dataset: str | None, data_dir: str,
     """
     if dataset:
         from jointrd_jax import data
+        from jointrd_jax.data.base import as_config
 
         config = config_of(network, dataset, data_dir, side)
         config.batch_size = 1  # only looked at: any number of images will do
         opened = data.load(config)
         opened.close()
-        about = data.base.as_config(opened)
+        about = as_config(opened)
         if len(opened.classes) != network.num_classes or opened.image_shape[-1] != channels:
             raise UserError(
                 f'the weights have {network.num_classes} classes and {channels} channels, '

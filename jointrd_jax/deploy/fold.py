@@ -31,7 +31,7 @@ def fold_conv(variables: Variables, place: str, conv: str, norm: str) -> tuple[n
     return kernel * factor, norm_weights['bias'] - stats['mean'] * factor
 
 
-def fold(network: Network, variables: Variables, image_shape: Sequence[int]) -> Graph:
+def fold(network: Network, variables: Variables, image_shape: tuple[int, int, int]) -> Graph:
     """The graph that computes `network.apply(variables, images).logits` for images of `image_shape`.
 
     Tensors are named by the PyTorch module that makes them (`layer1.0.conv1`, `layer1.0.conv1.relu`).
@@ -70,7 +70,7 @@ def fold(network: Network, variables: Variables, image_shape: Sequence[int]) -> 
     head = {k: np.asarray(a, np.float32) for k, a in variables['params']['head'].items()}
     pooled = emit('average_pool', relu(x), output='avgpool')
     emit('dense', pooled, output=OUTPUT, kernel=head['kernel'], bias=head['bias'])
-    return Graph(tuple(nodes), tuple(image_shape))
+    return Graph(tuple(nodes), image_shape)
 
 
 def fold_normalisation(graph: Graph, mean: Sequence[float], std: Sequence[float]) -> Graph:
@@ -83,20 +83,21 @@ def fold_normalisation(graph: Graph, mean: Sequence[float], std: Sequence[float]
       UserError: where the result would differ; `normalisation_first` is the exact alternative.
     """
     first = graph.nodes[0]
-    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    if first.size > 1 and mean.any():
+    offset, scale = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    if first.size > 1 and offset.any():
         raise UserError(
             f'the normalisation cannot be folded into the first convolution: it pads its input with zeros, and '
-            f'mean={mean.tolist()} is not zero, so the borders would differ'
+            f'mean={offset.tolist()} is not zero, so the borders would differ'
         )
-    kernel = first.kernel / (255 * std)[:, None]
-    bias = first.bias - (first.kernel * (mean / std)[:, None]).sum((0, 1, 2))
+    kernel, bias = first.weights
+    bias = bias - (kernel * (offset / scale)[:, None]).sum((0, 1, 2))
+    kernel = kernel / (255 * scale)[:, None]
     folded = replace(first, kernel=kernel.astype(np.float32), bias=bias.astype(np.float32))
     return replace(graph, nodes=(folded, *graph.nodes[1:]))
 
 
 def normalisation_first(graph: Graph, mean: Sequence[float], std: Sequence[float]) -> Graph:
     """The graph that takes pixels 0..255, its normalisation a 1x1 convolution in front: always exact."""
-    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    kernel = np.diag(1 / (255 * std)).astype(np.float32)[None, None]
-    return with_first(graph, Node('conv', (INPUT,), 'normalise', kernel, (-mean / std).astype(np.float32)))
+    offset, scale = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    kernel = np.diag(1 / (255 * scale)).astype(np.float32)[None, None]
+    return with_first(graph, Node('conv', (INPUT,), 'normalise', kernel, (-offset / scale).astype(np.float32)))

@@ -29,6 +29,13 @@ class Node:
     stride: int = 1
     slope: np.ndarray | None = None  # below zero; leaky_relu: [], prelu: [channels]
 
+    @property
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Kernel and bias of a conv or dense node; TypeError for others."""
+        if self.kernel is None or self.bias is None:
+            raise TypeError(f'{self.output} ({self.op}) has no weights')
+        return self.kernel, self.bias
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -43,7 +50,7 @@ class Graph:
 
     @property
     def num_classes(self) -> int:
-        return self.nodes[-1].kernel.shape[1]
+        return self.nodes[-1].weights[0].shape[1]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor for one image, without the batch: [H, W, C], or [C] from the pooling on."""
@@ -51,12 +58,12 @@ class Graph:
         for node in self.nodes:
             shape = shapes[node.inputs[0]]
             if node.op in ('conv', 'max_pool'):
-                channels = node.kernel.shape[-1] if node.op == 'conv' else shape[-1]
+                channels = node.weights[0].shape[-1] if node.op == 'conv' else shape[-1]
                 shape = (*((n + 2 * (node.size // 2) - node.size) // node.stride + 1 for n in shape[:2]), channels)
             elif node.op == 'average_pool':
                 shape = shape[-1:]
             elif node.op == 'dense':
-                shape = node.kernel.shape[1:]
+                shape = node.weights[0].shape[1:]
             shapes[node.output] = shape
         return shapes
 
@@ -88,12 +95,14 @@ def window(node: Node) -> list[tuple[int, int]]:
 
 def bias_like(node: Node) -> np.ndarray:
     """The bias with a batch (and, of a convolution, height and width) to broadcast over."""
-    return np.expand_dims(node.bias, tuple(range(node.kernel.ndim - 1)))
+    kernel, bias = node.weights
+    return np.expand_dims(bias, tuple(range(kernel.ndim - 1)))
 
 
 def conv(node: Node, x: jax.Array) -> jax.Array:
     strides, layout = (node.stride, node.stride), ('NHWC', 'HWIO', 'NHWC')
-    y = jax.lax.conv_general_dilated(x, node.kernel, strides, window(node), dimension_numbers=layout)
+    kernel = jnp.asarray(node.weights[0])
+    y = jax.lax.conv_general_dilated(x, kernel, strides, window(node), dimension_numbers=layout)
     return y + bias_like(node)
 
 

@@ -45,8 +45,9 @@ def model(graph: Graph, metadata: dict[str, Any], batch: int | None = None, opse
         operator = OPERATORS[node.op]
         inputs = list(node.inputs)
         if node.op == 'conv':
-            inputs += [weight(f'{node.output}.weight', node.kernel.transpose(3, 2, 0, 1))]
-            inputs += [weight(f'{node.output}.bias', node.bias)]
+            kernel, bias = node.weights
+            inputs += [weight(f'{node.output}.weight', kernel.transpose(3, 2, 0, 1))]
+            inputs += [weight(f'{node.output}.bias', bias)]
             emit(operator, inputs, node.output, group=1, **window(node))
         elif node.op == 'max_pool':
             emit(operator, inputs, node.output, ceil_mode=0, storage_order=0, **window(node))
@@ -57,7 +58,8 @@ def model(graph: Graph, metadata: dict[str, Any], batch: int | None = None, opse
             emit(operator, inputs, node.output)
         elif node.op == 'dense':
             emit('Flatten', inputs, 'flatten', axis=1)
-            inputs = ['flatten', weight('fc.weight', node.kernel.T), weight('fc.bias', node.bias)]
+            kernel, bias = node.weights
+            inputs = ['flatten', weight('fc.weight', kernel.T), weight('fc.bias', bias)]
             emit(operator, inputs, node.output, alpha=1.0, beta=1.0, transA=0, transB=1)
         else:
             emit(operator, inputs, node.output)

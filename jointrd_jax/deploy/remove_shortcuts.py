@@ -61,7 +61,8 @@ def removed(network: Network, variables: Variables) -> tuple[Network, Variables]
         elif kind == 'projection':
             projection, bias = fold_conv(variables, place, 'shortcut_conv', 'shortcut_bn')
             merged = np.zeros((*kernels[-1].shape[:2], *projection.shape[2:]))
-            merged[merged.shape[0] // 2, merged.shape[1] // 2] = projection[0, 0]
+            centre = kernels[-1].shape[0] // 2
+            merged[centre, centre] = projection[0, 0]
             biases[-1] = biases[-1] + bias
         if reserved:
             kernels[-1] = np.concatenate([kernels[-1], merged], 2)

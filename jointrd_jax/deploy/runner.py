@@ -1,6 +1,6 @@
 """Run one exported file in a process of its own: images on standard input, logits on standard output.
 
-    python -m jointrd_jax.export.runner network.onnx
+    python -m jointrd_jax.deploy.runner network.onnx
 
 Arrays travel as .npy with their length in front. The process knows the file and its runtime, nothing of
 the checkpoint. `Runner` is the other end.
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def load_onnx(path: str) -> Function:
 
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})[0]
+    return lambda images: np.asarray(session.run(None, {name: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})[0])
 
 
 def load_tflite(path: str) -> Function:
@@ -121,11 +121,12 @@ class Runner:
         self.path, command = path, [sys.executable, '-W', 'ignore', '-m', __name__, str(path)]
         self.errors = open(os.memfd_create('errors'), 'w+')
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.images, self.logits = cast(BinaryIO, self.process.stdin), cast(BinaryIO, self.process.stdout)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         try:
-            send(self.process.stdin, images)
-            logits = receive(self.process.stdout)
+            send(self.images, images)
+            logits = receive(self.logits)
         except BrokenPipeError:
             logits = None
         if logits is None:
@@ -141,7 +142,7 @@ class Runner:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
+        for stream in (self.images, self.logits, self.errors):
             try:
                 stream.close()
             except BrokenPipeError:

@@ -72,8 +72,8 @@ class Runtime(NamedTuple):
     load: Callable[[Graph, Path], Callable[[], object]]
 
 
-def onnx_call(graph: Graph, directory: Path, level: str = 'ORT_ENABLE_ALL', profile: bool = False):
-    """One-thread inference on a fixed image; with `profile`, the session too."""
+def onnx_session(graph: Graph, directory: Path, level: str, profile: bool) -> tuple[Any, Callable[[], object]]:
+    """A one-thread session, and its inference on a fixed image."""
     import onnxruntime
 
     from jointrd_jax.deploy import onnx_graph
@@ -86,13 +86,15 @@ def onnx_call(graph: Graph, directory: Path, level: str = 'ORT_ENABLE_ALL', prof
     session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
     images = np.random.default_rng(0).standard_normal((1, *graph.image_shape), np.float32).transpose(0, 3, 1, 2).copy()
 
-    def call():
-        return session.run(None, {'images': images})
-
-    return (call, session) if profile else call
+    return session, lambda: session.run(None, {'images': images})
 
 
-def tflite_call(graph: Graph, directory: Path):
+def onnx_call(graph: Graph, directory: Path) -> Callable[[], object]:
+    """One-thread inference on a fixed image."""
+    return onnx_session(graph, directory, 'ORT_ENABLE_ALL', profile=False)[1]
+
+
+def tflite_call(graph: Graph, directory: Path) -> Callable[[], object]:
     """One-thread inference (XNNPACK) on a fixed image."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -148,7 +150,8 @@ def in_pairs(first: Callable[[], object], second: Callable[[], object], rounds: 
     """
     pairs = []
     with pinned():
-        timed(first), timed(second)
+        for call in (first, second):
+            timed(call)
         calls = math.ceil(SHORTEST / min(timed(first).thread, timed(second).thread))
         for i in range(rounds):
             order = (first, second) if i % 2 else (second, first)
@@ -173,7 +176,7 @@ def arena_bytes(graph: Graph, level: str) -> int:
     node is subtracted.
     """
     with tempfile.TemporaryDirectory() as directory:
-        call, session = onnx_call(graph, Path(directory), level, profile=True)
+        session, call = onnx_session(graph, Path(directory), level, profile=True)
         call()
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes = [event['args'] for event in events if event['cat'] == 'Node']

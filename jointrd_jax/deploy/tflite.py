@@ -79,8 +79,8 @@ def converted(graph: Graph, batch: int | None = None) -> bytes:
     images = jax.ShapeDtypeStruct((batch or 1, *graph.image_shape), np.float32)
     bytecode = io.BytesIO()
     with without_paths():
-        lowered = jax.jit(lambda x: apply(graph, x, FORMS)).lower(images)
-        lowered.compiler_ir('stablehlo').operation.write_bytecode(bytecode)
+        module: Any = jax.jit(lambda x: apply(graph, x, FORMS)).lower(images).compiler_ir('stablehlo')
+        module.operation.write_bytecode(bytecode)
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory) / 'module.mlir', Path(directory) / 'network.tflite'
         source.write_bytes(bytecode.getvalue())

@@ -67,6 +67,11 @@ class Variant(NamedTuple):
     def finished(self) -> list[Record]:
         return [run for run in self.runs if run.summary]
 
+    @property
+    def summaries(self) -> list[dict[str, Any]]:
+        """Of its finished runs."""
+        return [run.summary for run in self.runs if run.summary]
+
     def names(self, prefix: str = '', suffix: str = '') -> list[str]:
         """Names in the metrics of its runs, in order of first appearance."""
         found = {name: None for run in self.runs for line in run.metrics for name in line}
@@ -74,16 +79,11 @@ class Variant(NamedTuple):
 
     def curve(self, value: str | Callable[[dict], float | None]) -> list[tuple[float, float, float, float]]:
         """(epoch, mean, lowest, highest over seeds) where every run has the value."""
-        if isinstance(value, str):
-            name = value
-
-            def value(line: dict) -> float | None:
-                return line.get(name)
-
+        value_of = (lambda line: line.get(value)) if isinstance(value, str) else value
         by_epoch: dict[int, list[float]] = {}
         for run in self.runs:
             for line in run.metrics:
-                found = value(line)
+                found = value_of(line)
                 if found is not None and math.isfinite(found):  # the norm of an exploding gradient may not be
                     by_epoch.setdefault(line['epoch'], []).append(found)
         most = max(map(len, by_epoch.values()), default=0)
@@ -91,7 +91,7 @@ class Variant(NamedTuple):
 
     def result(self, name: str) -> tuple[float, float] | None:
         """(mean, sample standard deviation) over the seeds of a number in the summaries."""
-        values = [run.summary[name] for run in self.finished if run.summary.get(name) is not None]
+        values = [summary[name] for summary in self.summaries if summary.get(name) is not None]
         if not values:
             return None
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
@@ -263,7 +263,8 @@ def left_out(records: list[Record], variants: list[Variant]) -> list[tuple[Recor
             run for v in variants for run in v.runs
             if run.seed == record.seed and used(run.config) == used(record.config)
         )  # fmt: skip
-        if record.summary and record.summary.get('student_digest') != shown.summary.get('student_digest'):
+        digests = [(run.summary or {}).get('student_digest') for run in (record, shown)]
+        if record.summary and digests[0] != digests[1]:
             pairs.append((record, shown))
     return pairs
 

@@ -84,7 +84,7 @@ def default_title(variants: list[Variant]) -> str:
 
 def row(variant: Variant) -> dict[str, Any]:
     """A variant's line of the results table."""
-    summaries = [run.summary for run in variant.finished]
+    summaries = variant.summaries
     first = summaries[0] if summaries else {}
     return {
         'variant': variant,
@@ -122,13 +122,15 @@ def best(
 ) -> tuple[Variant, str, int] | None:
     """The variant of these procedures (and fields) with the highest accuracy, that in words, and among how many."""
     scored = [
-        v
-        for v in variants
-        if v.procedure in procedures and v.result('last_top1') and all(v.config[k] == like[k] for k in like or ())
+        (result, variant)
+        for variant in variants
+        if variant.procedure in procedures
+        and all(variant.config[name] == value for name, value in (like or {}).items())
+        if (result := variant.result('last_top1'))
     ]
     if not scored:
         return None
-    chosen = max(scored, key=lambda v: v.result('last_top1')[0])
+    _, chosen = max(scored, key=lambda pair: pair[0][0])
     failed = sum(run.not_finite is not None for run in chosen.runs)
     text = f'{measure(chosen.result("last_top1"), len(chosen.finished))} %'
     return chosen, text + (f' (without {failed} not finite)' if failed else ''), len(scored)
@@ -220,7 +222,7 @@ def path_curves(variants: list[Variant]) -> list[str]:
         names = variant.names('path', '_top1')
         if names:
             shown = [*names, 'top1', 'teacher_top1']
-            taps = (variant.finished[0].summary.get('taps') if variant.finished else None) or ['?'] * len(names)
+            taps = (variant.summaries[0].get('taps') if variant.summaries else None) or ['?'] * len(names)
             labels = [
                 f'{name.removesuffix("_top1")}: {tap} block{"" if tap == 1 else "s"} plain'
                 for name, tap in zip(names, taps)
@@ -319,9 +321,9 @@ def environments(variants: list[Variant]) -> list[tuple[str, str]]:
     """(devices, versions) that the runs were made with, each once."""
     found = {}
     for variant in variants:
-        for run in variant.finished:
-            versions = ', '.join(f'{k} {v}' for k, v in run.summary.get('versions', {}).items())
-            found[run.summary.get('devices', 'unknown device'), versions] = None
+        for summary in variant.summaries:
+            versions = ', '.join(f'{k} {v}' for k, v in summary.get('versions', {}).items())
+            found[summary.get('devices', 'unknown device'), versions] = None
     return list(found)
 
 

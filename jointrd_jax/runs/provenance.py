@@ -63,7 +63,7 @@ def provenance(dataset: Dataset) -> dict[str, str]:
     if dataset.device_arrays:
         sha = hashlib.sha256()
         for array in dataset.device_arrays.values():
-            sha.update(np.ascontiguousarray(array))
+            sha.update(np.ascontiguousarray(array).data)
         data['contents'] = sha.hexdigest()[:12]
     return found | {f'data {name}': str(value) for name, value in data.items()}
 

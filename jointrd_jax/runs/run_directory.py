@@ -129,15 +129,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             line = None
             if i == len(lines):
                 break
-        is_line = isinstance(line, dict) and isinstance(line.get('epoch'), int)
-        if not is_line or not all(isinstance(value, int | float) for value in line.values()):
+        numbers = line if isinstance(line, dict) else {}
+        if not isinstance(numbers.get('epoch'), int) or not all(isinstance(n, int | float) for n in numbers.values()):
             raise UserError(f'{path} is damaged: line {i} is not a line of metrics')
-        metrics.append(line)
+        metrics.append(numbers)
     return metrics
 
 
-def check_data(data: Any, where: Path) -> None:
-    """What a checkpoint says of its data must be usable: it decides what is built and allocated.
+def check_data(data: Any, where: Path) -> dict[str, Any]:
+    """What a checkpoint says of its data, which must be usable: it decides what is built and allocated.
 
     Raises:
       UserError: it is not of the form of `data.base.as_config`.
@@ -156,6 +156,7 @@ def check_data(data: Any, where: Path) -> None:
             fine = False
         if not fine:
             raise UserError(f'{where} does not say what its network was trained on: {name!r} is missing or damaged')
+    return data
 
 
 def load(path: str | Path, which: str = 'last') -> Run:
@@ -175,8 +176,7 @@ def load(path: str | Path, which: str = 'last') -> Run:
     if fault := checkpoints.damage(step):
         again = f'delete {checkpoints.directory / str(step)}' + (f' and {path / SUMMARY}' if summary else '')
         raise UserError(f'{fault}; to have it made again, {again} and run the training command once more')
-    data = checkpoints.meta(step).get('data')
-    check_data(data, checkpoints.directory / str(step))
+    data = check_data(checkpoints.meta(step).get('data'), checkpoints.directory / str(step))
     network = from_config.student(config, len(data['classes']))
     template = jax.eval_shape(
         network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data['image_shape']), np.float32)

@@ -185,7 +185,8 @@ def differences(found: Shapes, expected: Shapes) -> list[str]:
 
 def name_of(network: Network) -> str:
     """What to call a network in a message: 'ResNet-18, width 64, imagenet stem, 1000 classes'."""
-    family = {'all': 'ResNet', 'projection': 'projection', 'none': 'plain'}.get(network.shortcuts, 'hybrid')
+    families = {'all': 'ResNet', 'projection': 'projection', 'none': 'plain'}
+    family = families.get(str(network.shortcuts), 'hybrid')  # a tuple of them: one per block
     return f'{family}-{network.depth}, width {network.width}, {network.stem_kind} stem, {network.num_classes} classes'
 
 
@@ -221,14 +222,16 @@ def described_network(state: StateDict) -> Network | None:
     if 'network' not in state.about:
         return None
     try:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in state.about['network'].items()}
+        about: dict[str, Any] = state.about['network']
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
         network = Network(**fields)
         sizes = (*network.stage_sizes, *network.hidden, network.width, network.num_classes)
         if not all(isinstance(n, int) and 0 < n < 2**24 for n in sizes) or network.stem_kind not in STEMS:
             raise ValueError('its sizes are none')
         if network.num_blocks > len(state.shapes):
             raise ValueError('more blocks than arrays')
-        network.block_shortcuts(), network.block_hidden(), network.per_block(network.dirac)
+        for check in (network.block_shortcuts, network.block_hidden, lambda: network.per_block(network.dirac)):
+            check()
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f'{state.path}: its {METADATA} metadata describes no network: {error}') from error
     return network

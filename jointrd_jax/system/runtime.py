@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+CACHE = 'jax_compilation_cache_dir'  # JAX's name of the setting
+
 
 def cache_directory() -> Path:
     """Where compiled programs are kept: $JOINTRD_CACHE_DIR, or jointrd_jax under the user's cache directory."""
@@ -26,8 +28,8 @@ def quieten() -> None:
 def configure() -> None:
     """Persistent compilation cache. Settings the user made through JAX's own variables win."""
     quieten()
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update('jax_compilation_cache_dir', str(cache_directory()))
+    if getattr(jax.config, CACHE) is None:
+        jax.config.update(CACHE, str(cache_directory()))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 

@@ -35,7 +35,7 @@ def test_reads_what_tensorflow_wrote(tmp_path):
     dataset = data.load(real_data.config('cifar_sample', tmp_path))
     expected = real_data.images('cifar10')
     assert np.array_equal(
-        dataset.device_arrays['images'], [real_data.pixels(path) for path, _ in expected_order(dataset)]
+        dataset.device_arrays['images'], [real_data.pixels(path).ravel() for path, _ in expected_order(dataset)]
     )
     assert sorted(dataset.device_arrays['labels'][:16]) == sorted(label for _, label in expected[:16])
     assert (dataset.train_size, dataset.eval_size) == (16, 4)
