@@ -147,16 +147,11 @@ class Checkpoints:
           UserError: this or the previous checkpoint cannot be written.
         """
         self.wait()
-<<<<<<< HEAD
         if self.alone:
             if not distributed.is_first():
                 return
             items = jax.tree.map(np.asarray, items)  # replicated: every host has all of it
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-=======
-        partial = self.directory / f'{step}{PARTIAL}'
         args: dict[str, ocp.args.CheckpointArgs] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
->>>>>>> main
         try:
             partial = self.place.begin(step, size_on_disk(items))
             args['meta'] = ocp.args.JsonSave({**meta, 'step': step})
