@@ -182,13 +182,13 @@ class Checkpoints:
         """The error for a save that failed; what there is of it is removed, which also gives back its space."""
         self._failed = True
         self.place.remove_partial(step)
-        try:
+        if self.alone:  # a bucket that does not answer would not say what it has
+            then = 'those before it are kept, the same command continues'
+        else:
             kept = self.place.steps()
             then = (
                 f'that of step {kept[0]} is kept, the same command continues from it' if kept else 'there is none yet'
             )
-        except buckets.failures():  # a bucket that does not answer
-            then = 'those before it are kept, the same command continues'
         return UserError(
             f'cannot write the checkpoint of step {step} in {self.directory}: {files.reason(error)}; {then}'
         )

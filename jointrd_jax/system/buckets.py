@@ -24,7 +24,7 @@ from typing import Any
 from jointrd_jax.errors import UserError, require
 
 EXTRAS = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}  # scheme: (package, extra)
-URL = re.compile(r'([a-z][a-z0-9+.-]+):/+(.*)', re.DOTALL)
+URL = re.compile(r'([a-z][a-z0-9+.-]+):/{1,2}(.*)', re.DOTALL)  # pathlib leaves one slash
 # What the clients raise beside OSError; looked up among loaded modules, since the extras may not be installed.
 FAILURES = (
     ('botocore.exceptions', 'BotoCoreError'),
@@ -34,6 +34,7 @@ FAILURES = (
     ('google.auth.exceptions', 'GoogleAuthError'),
     ('fsspec.exceptions', 'FSTimeoutError'),
 )
+REQUEST_SECONDS = 120
 LEASE = '.lock'
 RENEW_SECONDS, WATCH_SECONDS = 5.0, 1.0
 DEAD_SECONDS = 30.0  # an owner that has not renewed for so long is taken for dead
@@ -77,6 +78,8 @@ def prepared_epath() -> Any:
 
     for protocol in ('s3', 'gs', 'gcs'):  # kept listings would hide what other processes write
         fsspec.config.conf.setdefault(protocol, {}).setdefault('use_listings_cache', False)
+    for protocol in ('gs', 'gcs'):  # gcsfs would wait for ever; it tries again after this
+        fsspec.config.conf[protocol].setdefault('requests_timeout', REQUEST_SECONDS)
     for narrator in (
         'gcsfs',
         's3fs',
@@ -225,7 +228,7 @@ class Lease:
     def __init__(self, directory: Path):
         self.path, self.lost = directory / LEASE, False
         self.owner = f'process {os.getpid()} on host {socket.gethostname()}'
-        self.mark, self.count = uuid.uuid4().hex, 0
+        self.mark, self.count, self.answers = uuid.uuid4().hex, 0, True
         self.ended = threading.Event()
         self.renewing = threading.Thread(target=self.renew, name='lease', daemon=True)
 
@@ -267,10 +270,13 @@ class Lease:
 
     def renew(self) -> None:
         while not self.ended.wait(RENEW_SECONDS):
-            with contextlib.suppress(UserError, *failures()):  # a store that does not answer now may do so next time
+            try:
                 self.check()
                 self.count += 1
                 put(self.path, self.text())
+                self.answers = True
+            except (UserError, *failures()):  # a store that does not answer now may do so next time
+                self.answers = False
 
     def check(self) -> None:
         """Raises UserError: another process has taken the place over, since it heard nothing of this one."""
@@ -284,7 +290,9 @@ class Lease:
     def release(self) -> None:
         held.remove(self)
         self.ended.set()
-        self.renewing.join()
+        self.renewing.join(RENEW_SECONDS)
+        if self.renewing.is_alive() or not self.answers:
+            return  # the lock stays, and is seen to be a dead owner's
         with contextlib.suppress(UserError, *failures()):
             self.check()
             filesystem(self.path).rm_file(os.fspath(self.path))

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -101,8 +102,44 @@ def running(scheme: str, **environment: str) -> Iterator[Store]:
             forget()
 
 
+class Wire:
+    """What a store is reached through: connections to `port` go on to its server until `cut`, and after `mend`."""
+
+    def __init__(self, store: Store):
+        self.store, self.port, self.sockets = store, free_port(), []
+        self.mend()
+
+    def mend(self) -> None:
+        self.listener = socket.create_server(('127.0.0.1', self.port))
+        threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
+
+    def accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = listener.accept()
+                there = socket.create_connection(('127.0.0.1', self.store.port))
+                self.sockets += [here, there]
+                for source, target in ((here, there), (there, here)):
+                    threading.Thread(target=self.pump, args=(source, target), daemon=True).start()
+
+    def pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        while self.sockets:
+            with contextlib.closing(self.sockets.pop()) as end, contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
 def forget() -> None:
     """Clients made before know another server."""
+    buckets.prepared_epath()
     fsspec.config.set_conf_env(fsspec.config.conf)
     for protocol in ('s3', 'gs'):
         fsspec.get_filesystem_class(protocol).clear_instance_cache()
