@@ -6,7 +6,7 @@ Command   python -m jointrd_jax.prepare cifar10 --data_dir DATA
 Hardware  one GPU; time unmeasured
 Accuracy  unmeasured here. The authors' released plain nets: 18 layers 95.4 %, 34: 95.0 %, 50: 94.5 % top-1
           (theirs keep the projections and are Dirac-parametrised: add --config.model.shortcuts=projection
-          --config.model.dirac=True)
+          --config.model.reparam=dirac)
 """
 
 from jointrd_jax import config as base

@@ -18,7 +18,7 @@ def get_config():
     config.dtype = 'bfloat16'
     config.model.depth = 50
     config.model.stem = 'imagenet'
-    config.model.dirac = True
+    config.model.reparam = 'dirac'
     config.mix.eta = 5e-3
     config.mix.epochs = 0.5  # 60 of 120
     config.distill.weight = 1e-4

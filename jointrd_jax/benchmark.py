@@ -24,7 +24,7 @@ import optax
 
 from jointrd_jax.errors import UserError, choice_error, whole_number
 from jointrd_jax.method import joint
-from jointrd_jax.method.joint import Method
+from jointrd_jax.method.joint import Method, TeacherView
 from jointrd_jax.method.networks import create
 from jointrd_jax.system import buckets, files, runtime
 from jointrd_jax.train import step as step_lib
@@ -174,10 +174,8 @@ def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
     if networks.teacher and not trains_teacher:
         teacher = networks.teacher.initialise(key, shape)
         margin = step_lib.margin(networks.teacher, teacher) if task.method.distill_weight else None
-        frozen = step_lib.replicate({'variables': teacher, 'margin': margin}, mesh)
-    device_step = step_lib.make_device_step(
-        networks, task.method, task.optimizer, 1000, lambda epoch: jnp.float32(1), task.method.num_paths
-    )
+        frozen = step_lib.replicate(TeacherView(teacher, margin), mesh)
+    device_step = step_lib.make_device_step(networks, task.method, task.optimizer, 1000, lambda epoch: jnp.float32(1))
     train_step = step_lib.make_train_step(task.dataset, device_step, 0, mesh, task.steps)
     return train_step, state, (frozen, device_arrays, batch)
 
@@ -351,7 +349,7 @@ def measure(
       steps: numbers of steps at once; each training task is timed with each of them too.
       trace: see the flag.
     """
-    mesh = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = step_lib.make_mesh(jax.devices()[:1])
     rows, dtype = [], None
     for tasks in groups:
         tasks = [variant for task in tasks for variant in variants(task, options, steps)]

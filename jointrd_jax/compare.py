@@ -14,14 +14,18 @@ import ml_collections
 
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import NotFinite, UserError, choice_error, require
+from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS
 from jointrd_jax.runs import from_config, run_directory
 from jointrd_jax.system import files
 from jointrd_jax.train import preflight
 
-DIRAC = '+dirac'
+ROADS = {  # 'PROCEDURE+ROAD': how the student is made, else than by its recipe
+    **{name: {'model.reparam': name} for name in REPARAMS if name != 'none'},
+    **{name: {'model.activation': name} for name in (*ACTIVATIONS, 'tailored') if name != 'relu'},
+}
 TOP1 = ('last_top1', 'best_top1')
 DEFAULT = ('resnet', 'plain', 'plain+dirac', 'jointrd', 'jointrd+dirac')
-
+STANDARD = {'model.reparam': 'none', 'model.activation': 'relu'}
 
 Variants = dict[str, dict[str, Any]]
 
@@ -53,24 +57,39 @@ def parse_variants(text: str) -> Variants:
 def cell_config(
     config: ml_collections.ConfigDict, name: str, seed: int, teacher: str, variants: Variants | None = None
 ) -> ml_collections.ConfigDict:
-    """The config of the cell `name`, 'PROCEDURE' or 'PROCEDURE/VARIANT'.
+    """The config of the cell `name`, 'PROCEDURE', 'PROCEDURE+ROAD' or one of them and '/VARIANT'.
 
     Raises:
-      UserError: `name` is not a procedure, one without a student to parametrise, or not what `config.model.dirac` says.
+      UserError: `name` is not a procedure, one without a student to build otherwise, or not what the recipe says.
     """
     name, _, variant = name.partition('/')
-    procedure = name.removesuffix(DIRAC)
+    procedure, *roads = name.split('+')
     if procedure not in config_lib.PROCEDURES:
-        raise choice_error('procedures', name, [*config_lib.PROCEDURES, *(p + DIRAC for p in ('plain', 'jointrd'))])
-    if name.endswith(DIRAC) and procedure in config_lib.TRAINS_RESNET:
-        raise UserError(f'procedures={name}: {procedure} trains a ResNet, which has no Dirac convolutions')
-    if config.model.dirac and not name.endswith(DIRAC) and procedure not in config_lib.TRAINS_RESNET:
-        raise UserError(
-            f'config.model.dirac=True, but {name} is compared without it: name {name}{DIRAC}, or give '
-            '--config.model.dirac=False'
-        )
+        raise choice_error('procedures', name, [*config_lib.PROCEDURES, *(f'plain+{road}' for road in ROADS)])
+    fields: dict[str, Any] = {}
+    for road in roads:
+        if road not in ROADS:
+            raise choice_error(f'procedures={name}: road', road, ROADS)
+        if ROADS[road].keys() & fields.keys():
+            raise UserError(f'procedures={name}: {" and ".join(roads)} exclude each other; name one of them')
+        fields |= ROADS[road]
     cell = config.copy_and_resolve_references()  # ConfigDict(config) would share the groups of fields
-    cell.procedure, cell.seed, cell.model.dirac = procedure, seed, name.endswith(DIRAC)
+    if procedure in config_lib.TRAINS_RESNET:
+        if roads:
+            raise UserError(f'procedures={name}: {procedure} trains a ResNet, which has no road ({", ".join(roads)})')
+        fields = dict(STANDARD)
+    else:
+        asked = {'model.reparam': config.model.reparam, 'model.activation': config.model.activation}
+        for field, value in asked.items():
+            if value != STANDARD[field] and fields.get(field) != value:
+                raise UserError(
+                    f'config.{field}={value}, but {name} is compared without it: name {name}+{value}, or give '
+                    f'--config.{field}={STANDARD[field]}'
+                )
+    cell.procedure, cell.seed = procedure, seed
+    cell.update_from_flattened_dict(fields)
+    if cell.model.activation in ('relu', 'tailored'):
+        cell.model.slope = 0.0  # a recipe's slope is for the roads that read it
     cell.teacher.path = teacher if procedure in config_lib.NEEDS_TEACHER else ''
     cell.update_from_flattened_dict((variants or {}).get(variant, {}))
     return cell
@@ -105,7 +124,7 @@ def plan(
         raise UserError('give at least one seed and one procedure, each once')
     names = cells(procedures, variants)
     trains_teacher = not config.teacher.path and any(
-        name.removesuffix(DIRAC) in config_lib.NEEDS_TEACHER for name in procedures
+        name.partition('+')[0] in config_lib.NEEDS_TEACHER for name in procedures
     )
     if trains_teacher:
         names = ['resnet', *(name for name in names if name != 'resnet')]
@@ -143,7 +162,7 @@ def run(
       config: the recipe.
       workdir: where the runs are kept.
       seeds: each procedure is run with each of them.
-      procedures: the cells; `+dirac` makes a procedure's student Dirac-parametrised.
+      procedures: the cells; `+dirac`, `+prelu`, ... (`ROADS`) say how a procedure's student is made.
       variants: {name: {field: value}}; given, every procedure is run with each list of overrides.
       with_report: also write WORKDIR/report.html.
 

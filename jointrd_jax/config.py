@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import SHORTCUTS, STAGE_SIZES, STEMS
+from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS
+from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, SHORTCUTS, STAGE_SIZES, STEMS
 
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', 'resnet_kd')
 TRAINS_RESNET = ('resnet', 'resnet_kd')
@@ -29,6 +30,7 @@ MAX_PARAMETERS = 1 << 31
 MAX_DROPS = 1000  # of the learning rate
 MAX_TEXT = 4096
 SHOWN = 100  # characters of a value in a message
+REPLACED = {'model.dirac': 'model.reparam=dirac'}
 NEEDS_TEACHER = ('jointrd', 'feature_kd', 'logit_kd', 'resnet_kd')
 
 
@@ -97,9 +99,14 @@ FIELDS: dict[str, Field] = {
     'label_smoothing': Field(0.0, *between(0, 0.999), 'share of the target spread over all classes'),
     'restore': Field('', *ANY_TEXT, 'run directory whose student gives the initial weights'),
     'restore_head': Field('keep', *one_of('keep', 'new'), 'new: restore everything except the classifier'),
-    'model.depth': Field(34, *one_of(*STAGE_SIZES), 'of a standard network; unused when stage_sizes is given'),
+    'model.depth': Field(
+        34, *one_of(*STAGE_SIZES),
+        "of a standard network; unused when stage_sizes is given; 20 to 56 and 110: He et al.'s for CIFAR (width 16)",
+    ),
     'model.stage_sizes': Field((), *SIZES, 'blocks per stage, such as 8,8,8,8; (): the standard of `depth`'),
-    'model.block': Field('auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, else basic'),
+    'model.block': Field(
+        'auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, 101 and 152, else basic'
+    ),
     'model.width': Field(64, *at_least(1, MAX_CHANNELS), 'channels of the first stage; doubles with each stage'),
     'model.stem': Field('cifar', *one_of(*STEMS), 'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool'),
     'model.shortcuts': Field(
@@ -108,7 +115,26 @@ FIELDS: dict[str, Field] = {
         shortcut_choice,
         'of the student; projection: those of the first block of stages 2-4 (the authors\' "plain"); a ResNet has all',
     ),
-    'model.dirac': Field(False, *YES_NO, "student's convolutions are alpha*identity + beta*W, all but the stem"),
+    'model.groups': Field(1, *at_least(1, MAX_CHANNELS), "of a bottleneck's 3x3 convolution: 32 in a resnext50_32x4d"),
+    'model.width_per_group': Field(
+        64, *at_least(1, MAX_CHANNELS),
+        "a bottleneck's inner channels are width_per_group / 64 * groups of the stage's: 4 in a resnext50_32x4d, "
+        '128 in a wide_resnet50_2',
+    ),
+    'model.reparam': Field(
+        'none', *one_of(*REPARAMS),
+        "of the student's convolutions but the stem's, folded on export; dirac: alpha*identity + beta*W; branches: "
+        'a 1x1 convolution and the identity beside each (RepVGG)',
+    ),
+    'model.activation': Field(
+        'relu', *one_of(*ACTIVATIONS[:-1], 'tailored', 'annealed'),
+        "of the student's blocks; leaky: model.slope below 0; prelu: learnt per channel; tailored: leaky, its slope by "
+        "Zhang et al.'s rule for the depth; annealed: leaky whose slope falls to 0 in training",
+    ),
+    'model.slope': Field(
+        0.0, *between(0, 1), 'of leaky, and at the start of prelu and annealed; 0: the one of tailored'
+    ),
+    'model.anneal_epochs': Field(0.75, *EPOCHS, 'annealed: until when the slope falls (a cosine)'),
     'model.hidden': Field(
         (), *SIZES, "channels inside each of the student's blocks; (): the stage's (wider where shortcuts were merged)"
     ),
@@ -134,7 +160,9 @@ FIELDS: dict[str, Field] = {
     'optimizer.drop_factor': Field(0.1, *between(0, 1), 'step and every: the factor of a drop'),
     'optimizer.momentum': Field(0.9, *between(0, 0.9999), 'of SGD'),
     'optimizer.nesterov': Field(True, *YES_NO, "Nesterov's form of momentum"),
-    'optimizer.weight_decay': Field(5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha, beta"),
+    'optimizer.weight_decay': Field(
+        5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha and beta and PReLU's slopes"
+    ),
     'optimizer.clip_norm': Field(0.0, *at_least(0), 'gradients are clipped to this global norm; 0: not'),
     'dataset.name': Field(
         'digits', *ANY_TEXT, 'digits; folder; or a TFDS image-classification dataset: NAME, NAME/CONFIG, NAME:VERSION'
@@ -264,6 +292,37 @@ def check_size(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def has_bottlenecks(config: ml_collections.ConfigDict) -> bool:
+    """Whether the blocks of `config.model` are bottlenecks."""
+    model = config.model
+    if model.block == 'auto':
+        return not model.stage_sizes and model.depth in BOTTLENECK_DEPTHS
+    return model.block == 'bottleneck'
+
+
+def check_block(config: ml_collections.ConfigDict) -> None:
+    """Groups and activation must be those that the blocks can have.
+
+    Raises:
+      UserError: groups in a basic block, channels that do not divide into the groups, or a slope that nothing reads.
+    """
+    model = config.model
+    if (model.groups, model.width_per_group) != (1, 64):
+        asked = f'config.model.groups={model.groups} with config.model.width_per_group={model.width_per_group}'
+        if not has_bottlenecks(config):
+            raise UserError(
+                f'{asked} is for bottlenecks; set config.model.block=bottleneck or a depth of {BOTTLENECK_DEPTHS}'
+            )
+        hidden = model.width * model.width_per_group // 64 * model.groups
+        if not hidden or any(n % model.groups for n in model.hidden):
+            raise UserError(f'{asked} does not fit config.model.width={model.width}: {hidden} channels inside a block')
+    if model.slope and model.activation in ('relu', 'tailored'):
+        raise UserError(
+            f'config.model.slope={model.slope} is not read with config.model.activation={model.activation}; '
+            'leaky, prelu and annealed have a slope'
+        )
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Check every field alone and the fields together, before anything is read, made or compiled.
 
@@ -286,7 +345,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
             accepted = False
         if not accepted:
             raise UserError(f'config.{name}={shown(value)} is not accepted; it must be: {field.accepts}')
-    for name in ('mix.epochs', 'optimizer.warmup_epochs', 'optimizer.drop_every', 'optimizer.drop_epochs'):
+    for name in (
+        'mix.epochs',
+        'model.anneal_epochs',
+        'optimizer.warmup_epochs',
+        'optimizer.drop_every',
+        'optimizer.drop_epochs',
+    ):
         for value in flat[name] if isinstance(flat[name], tuple) else (flat[name],):
             if in_epochs(value, config.epochs) > config.epochs:
                 raise UserError(
@@ -294,6 +359,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
                     'give at most that many epochs, or a fraction below 1'
                 )
     check_size(config)
+    check_block(config)
     drops = config.epochs / in_epochs(config.optimizer.drop_every, config.epochs)
     if config.optimizer.schedule == 'every' and drops > MAX_DROPS:
         raise UserError(
@@ -313,5 +379,7 @@ def suggest(name: str) -> str:
     """'did you mean ...' for a field name that does not exist."""
     import difflib
 
+    if name in REPLACED:
+        return f'{REPLACED[name]} has taken its place'
     close = difflib.get_close_matches(name, FIELDS, n=3, cutoff=0.5)
     return f'did you mean {" or ".join(close)}?' if close else 'jointrd_jax/config.py lists all fields'

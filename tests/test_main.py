@@ -78,7 +78,7 @@ def test_compare(tmp_path):
         assert cell['last_top1_mean'] == pytest.approx(sum(tops) / 2)
         assert cell['last_top1_std'] == pytest.approx(abs(tops[0] - tops[1]) / 2**0.5)
         assert [run['seed'] for run in cell['runs']] == [0, 1]
-        assert all(run['dirac'] == name.endswith('+dirac') for run in cell['runs'])
+        assert all((run['reparam'] == 'dirac') == name.endswith('+dirac') for run in cell['runs'])
     assert (tmp_path / 'compare.png').read_bytes().startswith(b'\x89PNG')
     teachers = [run['teacher'] for run in result['jointrd+dirac']['runs']]
     assert teachers == [str(tmp_path / 'resnet' / f'seed{seed}') for seed in (0, 1)]
@@ -105,7 +105,7 @@ def test_compare_refuses_what_is_no_procedure(tmp_path):
     args = ['--config', 'configs/digits.py', '--workdir', str(tmp_path / 'c'), '--procedures']
     for names, message in (
         ('plane', 'not one of resnet, plain'),
-        ('resnet+dirac', 'no Dirac'),
+        ('resnet+dirac', 'which has no road'),
         ('plain,plain', 'each once'),
     ):
         done = command('compare', *args, names)

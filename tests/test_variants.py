@@ -79,16 +79,21 @@ def test_a_run_of_another_config_is_found_before_any_is_trained(tmp_path):
     assert not (tmp_path / 'plain' / 'seed0').exists()
 
 
-def test_the_name_of_a_procedure_says_whether_it_is_dirac_parametrised(tmp_path):
+def test_the_name_of_a_procedure_says_how_its_student_is_made(tmp_path):
     recipe = shipped_config('imagenet')  # which is, by itself
     for name in ('plain', 'jointrd'):
-        with pytest.raises(UserError, match=rf'dirac=True, but {name} is compared without it: name {name}\+dirac'):
+        with pytest.raises(UserError, match=rf'reparam=dirac, but {name} is compared without it: name {name}\+dirac'):
             compare.plan(recipe, tmp_path, [0], ('resnet', name))
     jobs = compare.plan(recipe, tmp_path, [0], ('resnet', 'jointrd+dirac'))
-    assert [(job.name, job.config.model.dirac) for job in jobs] == [('resnet', False), ('jointrd+dirac', True)]
-    recipe.model.dirac = False
-    jobs = compare.plan(recipe, tmp_path, [0], ('plain', 'plain+dirac'), {'a': {}, 'b': {'model.dirac': True}})
-    assert [job.config.model.dirac for job in jobs] == [False, True, True, True]
+    assert [(job.name, job.config.model.reparam) for job in jobs] == [('resnet', 'none'), ('jointrd+dirac', 'dirac')]
+    recipe.model.reparam = 'none'
+    jobs = compare.plan(recipe, tmp_path, [0], ('plain', 'plain+dirac'), {'a': {}, 'b': {'model.reparam': 'dirac'}})
+    assert [job.config.model.reparam for job in jobs] == ['none', 'dirac', 'dirac', 'dirac']
+    (job,) = compare.plan(recipe, tmp_path, [0], ('plain+branches+prelu',))
+    assert (job.config.model.reparam, job.config.model.activation) == ('branches', 'prelu')
+    for name, message in (('plain+dirac+branches', 'exclude each other'), ('plain+swish', 'tailored')):
+        with pytest.raises(UserError, match=message):
+            compare.plan(recipe, tmp_path, [0], (name,))
 
 
 def test_the_ablations_of_the_docs_can_all_be_run(tmp_path):

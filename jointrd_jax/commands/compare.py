@@ -7,9 +7,10 @@ there. The `resnet` run of a seed is the teacher of that seed's other runs. A ru
 some step is a result too: the table says so, and the others go on. Writes DIR/compare.json and a
 picture of the learning curves, DIR/compare.png; with --report also DIR/report.html (see `report`).
 
-`plain` and `jointrd` are without Dirac parametrisation, `plain+dirac` and `jointrd+dirac` with it. A recipe with
-config.model.dirac=True (configs/imagenet.py) is refused where the name says otherwise: name `jointrd+dirac`, or give
---config.model.dirac=False.
+A name says how its student is made: `plain+dirac`, `jointrd+branches` (config.model.reparam), `plain+leaky`, `+prelu`,
+`+tailored`, `+annealed` (config.model.activation), or both: `jointrd+dirac+prelu`. A recipe that has one of them
+(configs/imagenet.py: dirac) is refused where the name says otherwise: name `jointrd+dirac`, or give
+--config.model.reparam=none.
 
 Ablations: --variants names lists of overrides, and every procedure is run with each:
 
@@ -30,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
     options.workdir(values, 'Where the runs are kept; the same command continues them.')
     flags.DEFINE_list('seeds', ['0'], 'Seeds, comma-separated.', flag_values=values)
     flags.DEFINE_list(
-        'procedures', list(DEFAULT), 'Procedures; +dirac makes the student Dirac-parametrised.', flag_values=values
+        'procedures', list(DEFAULT), 'Procedures; +dirac, +prelu, ... say how the student is made.', flag_values=values
     )
     flags.DEFINE_string('variants', '', "Ablations: 'NAME: field=value field=value; NAME: ...'.", flag_values=values)
     flags.DEFINE_bool('report', False, 'Also write WORKDIR/report.html.', flag_values=values)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jointrd_jax.config import default
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import STAGE_SIZES, Network, Variables
+from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, STAGE_SIZES, Network, Variables, grouped_hidden
 
 # What torchvision's weights expect, which were trained on ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,13 +35,19 @@ def config_of(network: Network, dataset: str, data_dir: str = '', side: int | No
         config.dataset.image_size, config.dataset.resize = side, round(side * 256 / 224)
     model, sizes = config.model, tuple(network.stage_sizes)
     model.block = 'bottleneck' if network.bottleneck else 'basic'
-    depths = [depth for depth in STAGE_SIZES if (STAGE_SIZES[depth], depth == 50) == (sizes, network.bottleneck)]
+    shapes = {depth: (STAGE_SIZES[depth], depth in BOTTLENECK_DEPTHS) for depth in STAGE_SIZES}
+    depths = [depth for depth, shape in shapes.items() if shape == (sizes, network.bottleneck)]
     if depths:
         model.depth = depths[-1]
     else:
         model.stage_sizes = sizes
     model.width, model.stem, model.hidden = network.width, network.stem_kind, tuple(network.hidden)
-    model.dirac = bool(network.dirac)
+    model.groups = network.groups
+    if network.bottleneck and network.hidden:  # a wide ResNet's or ResNeXt's, or wider where shortcuts were removed
+        per_group = network.hidden[0] * 64 // (network.width * network.groups)
+        if grouped_hidden(sizes, network.width, network.groups, per_group) == tuple(network.hidden):
+            model.width_per_group, model.hidden = per_group, ()
+    model.reparam, model.activation, model.slope = network.reparam, network.activation, network.slope
     model.shortcuts = network.shortcuts if isinstance(network.shortcuts, str) else ','.join(network.shortcuts)
     return config
 
@@ -171,7 +177,8 @@ def convert(
             'stage_sizes': list(network.stage_sizes),
             'width': network.width,
             'shortcuts': source.config.model.shortcuts,
-            'dirac': source.config.model.dirac,
+            'reparam': source.config.model.reparam,
+            'activation': source.config.model.activation,
             'student_digest': run_directory.digest(source.variables),
             'versions': provenance.versions(),
         }

@@ -1,9 +1,10 @@
-"""A trained network folded for deployment: BatchNorm and Dirac disappear into convolutions and biases.
+"""A trained network folded for deployment: BatchNorm, Dirac and branches disappear into convolutions and biases.
 
     scale * (conv(x, W) - mean) / sqrt(var + eps) + bias  =  conv(x, W * f) + (bias - mean * f),
     f = scale / sqrt(var + eps),  and W = alpha * identity + beta * W' where Dirac-parametrised
 
-per output channel, computed in float64 and rounded once.
+per output channel, computed in float64 and rounded once. The branches beside a convolution (Network.reparam) are
+convolutions as well, a 1x1 kernel or the identity in the middle of the 3x3 kernel, and folded add up to one.
 """
 
 from collections.abc import Sequence
@@ -13,22 +14,40 @@ import numpy as np
 
 from jointrd_jax.deploy.graph import INPUT, OUTPUT, Graph, Node, with_first
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import BatchNorm, Network, Variables
+from jointrd_jax.method.layers import BatchNorm, dirac_delta
+from jointrd_jax.method.networks import Network, Variables
 from jointrd_jax.runs.torch_names import torch_module
 
 
-def fold_conv(variables: Variables, place: str, conv: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel [h, w, in, out] and bias [out] of a convolution with the BatchNorm behind it, in float64."""
-    weights, norm_weights = ({k: np.asarray(a, np.float64) for k, a in variables['params'][place][layer].items()}
-                             for layer in (conv, norm))  # fmt: skip
-    stats = {k: np.asarray(a, np.float64) for k, a in variables['batch_stats'][place][norm].items()}
+def fold_norm(variables: Variables, place: str, norm: str, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of a convolution with `kernel` and the BatchNorm `norm` behind it."""
+    weights, stats = (
+        {k: np.asarray(a, np.float64) for k, a in variables[collection][place][norm].items()}
+        for collection in ('params', 'batch_stats')
+    )
+    factor = weights['scale'] / np.sqrt(stats['var'] + BatchNorm.epsilon)
+    return kernel * factor, weights['bias'] - stats['mean'] * factor
+
+
+def fold_conv(variables: Variables, place: str, conv: str, norm: str, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel [h, w, in / groups, out] and bias [out] of a convolution with what is beside and behind it, in float64."""
+    layers = variables['params'][place]
+    weights = {k: np.asarray(a, np.float64) for k, a in layers[conv].items()}
     kernel = weights['kernel']
+    identity = dirac_delta(kernel.shape, groups)
     if 'alpha' in weights:
-        kernel = weights['beta'] * kernel
-        centre = kernel[kernel.shape[0] // 2, kernel.shape[1] // 2]
-        centre += weights['alpha'] * np.eye(*centre.shape)
-    factor = norm_weights['scale'] / np.sqrt(stats['var'] + BatchNorm.epsilon)
-    return kernel * factor, norm_weights['bias'] - stats['mean'] * factor
+        kernel = weights['beta'] * kernel + weights['alpha'] * identity
+    kernel, bias = fold_norm(variables, place, norm, kernel)
+    branches = []
+    if f'{conv}_1x1' in layers:
+        pad = [(n // 2, n // 2) for n in kernel.shape[:2]] + [(0, 0)] * 2
+        branches.append((f'{norm}_1x1', np.pad(np.asarray(layers[f'{conv}_1x1']['kernel'], np.float64), pad)))
+    if f'{norm}_identity' in layers:
+        branches.append((f'{norm}_identity', identity))
+    for branch_norm, branch in branches:
+        branch, branch_bias = fold_norm(variables, place, branch_norm, branch)
+        kernel, bias = kernel + branch, bias + branch_bias
+    return kernel, bias
 
 
 def fold(network: Network, variables: Variables, image_shape: tuple[int, int, int]) -> Graph:
@@ -42,28 +61,49 @@ def fold(network: Network, variables: Variables, image_shape: tuple[int, int, in
         nodes.append(Node(op, inputs, output, **attributes))
         return output
 
-    def conv(x: str, place: str, layer: str, norm: str, stride: int) -> str:
-        kernel, bias = (a.astype(np.float32) for a in fold_conv(variables, place, layer, norm))
+    def conv(x: str, place: str, layer: str, norm: str, stride: int, groups: int = 1) -> str:
+        kernel, bias = (a.astype(np.float32) for a in fold_conv(variables, place, layer, norm, groups))
         name = torch_module((place, layer), 'torchvision')
-        return emit('conv', x, output=name, kernel=kernel, bias=bias, size=kernel.shape[0], stride=stride)
+        return emit(
+            'conv', x, output=name, kernel=kernel, bias=bias, size=kernel.shape[0], stride=stride, groups=groups
+        )
 
     def relu(x: str) -> str:
         return emit('relu', x, output=f'{x}.relu')
 
+    def activation(x: str, block: int, number: int) -> str:
+        """The rectifier `number` of a block; one that was annealed to slope 0 is a ReLU."""
+        kind, slope = kinds[block], slopes[block]
+        name = f'act{number}'
+        if kind == 'prelu':
+            slope = np.asarray(variables['params'][network.block_names[block]][name]['slope'], np.float32)
+            return emit('prelu', x, output=f'{x}.prelu', slope=slope)
+        if kind == 'annealed':
+            slope = variables['batch_stats'][network.block_names[block]][name]['slope']
+        if kind == 'relu' or not float(slope):
+            return relu(x)
+        return emit('leaky_relu', x, output=f'{x}.leaky_relu', slope=np.asarray(slope, np.float32))
+
+    kinds, slopes, groups = (network.per_block(c) for c in (network.activation, network.slope, network.groups))
+
     imagenet = network.stem_kind == 'imagenet'
-    x = relu(conv(INPUT, 'stem', 'conv', 'bn', 2 if imagenet else 1))
-    if imagenet:  # the ReLU goes first, beside its convolution: the two commute
-        x = emit('max_pool', x, output='maxpool', size=3, stride=2)
+
+    def pool(x: str) -> str:
+        return emit('max_pool', x, output='maxpool', size=3, stride=2) if imagenet else x
+
+    x = conv(INPUT, 'stem', 'conv', 'bn', 2 if imagenet else 1)
+    # What never falls commutes with the pool and goes first, beside its convolution; a PReLU's slope may be negative.
+    x = activation(pool(x), 0, 1) if kinds[0] == 'prelu' else pool(activation(x, 0, 1))
     for block, (place, shortcut) in enumerate(zip(network.block_names, network.block_shortcuts())):
         stride = 2 if block in network.stage_ends else 1
         if block:
-            x = relu(x)
-        strides = (1, stride, 1) if network.bottleneck else (stride, 1)
+            x = activation(x, block, 1)
+        layers = ((1, 1), (stride, groups[block]), (1, 1)) if network.bottleneck else ((stride, 1), (1, 1))
         h = x
-        for i, layer_stride in enumerate(strides, 1):
-            h = conv(h, place, f'conv{i}', f'bn{i}', layer_stride)
-            if i < len(strides):
-                h = relu(h)
+        for i, (layer_stride, layer_groups) in enumerate(layers, 1):
+            if i > 1:
+                h = activation(h, block, i)
+            h = conv(h, place, f'conv{i}', f'bn{i}', layer_stride, layer_groups)
         if shortcut == 'projection':
             x = conv(x, place, 'shortcut_conv', 'shortcut_bn', stride)
         x = h if shortcut == 'none' else emit('add', h, x, output=f'{h.rpartition(".")[0]}.add')

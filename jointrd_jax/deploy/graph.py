@@ -27,6 +27,7 @@ class Node:
     bias: np.ndarray | None = None  # [out]
     size: int = 1  # of the window of conv and max_pool, which pad by size // 2 on every side
     stride: int = 1
+    groups: int = 1  # of conv, whose kernel is [h, w, in / groups, out] then
     slope: np.ndarray | None = None  # below zero; leaky_relu: [], prelu: [channels]
 
     @property
@@ -102,7 +103,9 @@ def bias_like(node: Node) -> np.ndarray:
 def conv(node: Node, x: jax.Array) -> jax.Array:
     strides, layout = (node.stride, node.stride), ('NHWC', 'HWIO', 'NHWC')
     kernel = jnp.asarray(node.weights[0])
-    y = jax.lax.conv_general_dilated(x, kernel, strides, window(node), dimension_numbers=layout)
+    y = jax.lax.conv_general_dilated(
+        x, kernel, strides, window(node), dimension_numbers=layout, feature_group_count=node.groups
+    )
     return y + bias_like(node)
 
 

@@ -48,7 +48,7 @@ def model(graph: Graph, metadata: dict[str, Any], batch: int | None = None, opse
             kernel, bias = node.weights
             inputs += [weight(f'{node.output}.weight', kernel.transpose(3, 2, 0, 1))]
             inputs += [weight(f'{node.output}.bias', bias)]
-            emit(operator, inputs, node.output, group=1, **window(node))
+            emit(operator, inputs, node.output, group=node.groups, **window(node))
         elif node.op == 'max_pool':
             emit(operator, inputs, node.output, ceil_mode=0, storage_order=0, **window(node))
         elif node.op == 'leaky_relu':

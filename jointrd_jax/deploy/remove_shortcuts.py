@@ -15,7 +15,8 @@ import numpy as np
 
 from jointrd_jax.deploy.fold import fold_conv
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import BatchNorm, Network, Variables
+from jointrd_jax.method.layers import BatchNorm
+from jointrd_jax.method.networks import Network, Variables
 
 
 def identity_kernel(size: int, channels: int) -> np.ndarray:
@@ -36,11 +37,15 @@ def removed(network: Network, variables: Variables) -> tuple[Network, Variables]
     """The plain network that computes what `network` computes, and its variables.
 
     Raises:
-      UserError: there is no shortcut to remove.
+      UserError: there is no shortcut to remove, or one that a ReLU does not let through.
     """
     kinds = network.block_shortcuts()
     if set(kinds) == {'none'}:
         raise UserError('the network has no shortcut to remove')
+    if others := {*network.per_block(network.activation)} - {'relu'}:
+        raise UserError(f'shortcuts are removed through ReLUs, which let x >= 0 pass; this network has {others.pop()}')
+    if max(network.per_block(network.groups)) > 1:
+        raise UserError('shortcuts cannot be removed through grouped convolutions, which mix no channels across groups')
     params, batch_stats, hidden = dict(variables['params']), dict(variables['batch_stats']), []
     for place, kind in zip(network.block_names, kinds):
         layers = 3 if network.bottleneck else 2
@@ -71,5 +76,5 @@ def removed(network: Network, variables: Variables) -> tuple[Network, Variables]
         for i, (kernel, bias) in enumerate(zip(kernels, biases), 1):
             params[place][f'conv{i}'] = {'kernel': kernel.astype(np.float32)}
             params[place][f'bn{i}'], batch_stats[place][f'bn{i}'] = batch_norm(bias)
-    plain = network.clone(shortcuts='none', dirac=False, hidden=tuple(hidden))
+    plain = network.clone(shortcuts='none', reparam='none', hidden=tuple(hidden))
     return plain, {'params': params, 'batch_stats': batch_stats}

@@ -1,7 +1,7 @@
 """One staged network that is the ResNet, the plain CNN, or any hybrid of the two.
 
 The residual teacher R and the plain student P have the same blocks in the same stages; they differ
-in which blocks keep a shortcut (and in whether convolutions are Dirac-parametrised). Parameter trees
+in which blocks keep a shortcut (and in how convolutions are parametrised, and in their activations). Parameter trees
 share names and shapes block by block, so `splice` of two trees is the tree of a `hybrid` network.
 
 Images and feature maps are NHWC. A block's ReLU opens the block, so feature maps at block boundaries
@@ -10,168 +10,89 @@ the ResNet equals torchvision's (v1.5: the stride sits in the 3x3 convolution).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jointrd_jax.errors import UserError, choice_error
+from jointrd_jax.method.interface import Outputs, Variables
+from jointrd_jax.method.layers import (
+    ACTIVATIONS,
+    REPARAMS,
+    Activation,
+    BatchNorm,
+    Conv,
+    torch_linear_init,
+)
 from jointrd_jax.system.runtime import jit_once
 
 SHORTCUTS = ('all', 'projection', 'none')
 STEMS = ('cifar', 'imagenet')
-STAGE_SIZES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-BOTTLENECK_DEPTHS = (50,)
+CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # the CIFAR family of He et al.: three stages, width 16
+STAGE_SIZES = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    **{depth: ((depth - 2) // 6,) * 3 for depth in CIFAR_DEPTHS},
+}
+BOTTLENECK_DEPTHS = (50, 101, 152)
 BOTTLENECK_EXPANSION = 4
 
-
-Variables = dict[str, Any]
-
-kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-
-
-def torch_linear_init(fan_in: int):
-    """PyTorch's default for a linear layer: uniform in +-1/sqrt(fan_in), weight and bias alike."""
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def dirac_delta(shape: Sequence[int], dtype: Any) -> jax.Array:
-    """The identity kernel of `shape` [kh, kw, in, out]: passes channel i to channel i."""
-    height, width, inputs, outputs = shape
-    return jnp.zeros(shape, dtype).at[height // 2, width // 2].set(jnp.eye(inputs, outputs, dtype=dtype))
-
-
-def as_matrix(height: int, width: int) -> bool:
-    """Whether the convolution of a map of this size is one matrix product: quicker on the CPU backend.
-
-    XLA's convolution there is many times slower on maps of up to 2x2, and quicker from 3x3 on
-    (benchmarks/convolution.py).
-    """
-    return height * width <= 4 and jax.default_backend() == 'cpu'
-
-
-def convolution_matrix(kernel: jax.Array, height: int, width: int, stride: int) -> jax.Array:
-    """[H, W, in, H', W', out]: the matrix by which a convolution multiplies a map of `height` x `width`."""
-    size = kernel.shape[0]
-    row, column, out_row, out_column = np.ogrid[:height, :width, :height:stride, :width:stride]
-    i, j = row - out_row + size // 2, column - out_column + size // 2  # of the weight between the two positions
-    is_joined = (0 <= i) & (i < size) & (0 <= j) & (j < size)
-    weights = kernel.reshape(size * size, *kernel.shape[2:])
-    with_zero = jnp.pad(weights, ((0, 1), (0, 0), (0, 0)))
-    return with_zero[np.where(is_joined, i * size + j, size * size)].transpose(0, 1, 4, 2, 3, 5)
-
-
-def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution of `x` [B, H, W, in] with `kernel` [k, k, in, out], k odd, symmetric zero padding.
-
-    On the CPU backend, a map of a few positions is multiplied by the matrix that the convolution is.
-    """
-    height, width = x.shape[1:3]
-    if as_matrix(height, width):
-        return jnp.tensordot(x, convolution_matrix(kernel, height, width, stride), 3)
-    pad = [(kernel.shape[0] // 2,) * 2] * 2
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
-
-class Conv(nn.Module):
-    """Convolution without bias, symmetric padding; `dirac` makes its weight alpha*delta + beta*W.
-
-    Dirac parametrisation (Zagoruyko & Komodakis, 2017; DiracNets) with alpha and beta per output
-    channel, 1 and 0.1 at the start, as the JointRD authors' ImageNet student has it.
-    """
-
-    features: int
-    size: int
-    stride: int = 1
-    dirac: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param('kernel', kaiming_normal, (self.size, self.size, x.shape[-1], self.features))
-        if self.dirac:
-            alpha = self.param('alpha', nn.initializers.ones, (self.features,))
-            beta = self.param('beta', nn.initializers.constant(0.1), (self.features,))
-            delta = dirac_delta(kernel.shape, kernel.dtype)
-            kernel = alpha.reshape(1, 1, 1, -1) * delta + beta.reshape(1, 1, 1, -1) * kernel
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation as PyTorch keeps it: the running variance is the unbiased one.
-
-    Flax's keeps the biased one, which changes what a network computes after training (by n/(n-1), n the
-    images times positions of a batch). Statistics are float32 (or wider) whatever the compute dtype,
-    per device unless `axis_name` names the mapped axis to average over.
-    """
-
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        shape = (x.shape[-1],)
-        scale = self.param('scale', nn.initializers.ones, shape)
-        bias = self.param('bias', nn.initializers.zeros, shape)
-        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
-        running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
-        wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
-        if train:
-            mean, mean_of_squares = wide.mean((0, 1, 2)), jnp.square(wide).mean((0, 1, 2))
-            count = x.size // x.shape[-1]
-            if self.axis_name is not None:
-                mean, mean_of_squares = jax.lax.pmean((mean, mean_of_squares), self.axis_name)
-                count *= jax.lax.psum(1, self.axis_name)
-            var = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
-            keep = self.momentum
-            if not self.is_initializing():
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * var * (count / max(count - 1, 1))
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = jax.lax.rsqrt(var + self.epsilon) * scale
-        mean, factor, bias = (v.reshape(1, 1, 1, -1) for v in (mean, factor, bias))
-        return ((wide - mean) * factor + bias).astype(self.dtype)
+BLOCK_CHOICES = ('shortcuts', 'reparam', 'activation', 'slope', 'groups')  # of a network, which may be made per block
 
 
 class Block(nn.Module):
-    """A basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1) block: ReLU, convolutions, optional shortcut."""
+    """A basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1) block: activation, convolutions, optional shortcut.
+
+    With reparam='branches' every convolution has, while training, a 1x1 convolution (where it is a 3x3 one) and, where
+    it keeps the shape, the identity beside it, each with a BatchNorm of its own, and their sum goes on (RepVGG: Ding et
+    al., CVPR 2021). All of it folds into the one convolution (deploy/fold.py).
+    """
 
     channels: int  # of its output (a bottleneck's has four times as many)
     hidden: int  # channels between its convolutions
     stride: int
     bottleneck: bool
     shortcut: str  # 'identity' | 'projection' | 'none'
-    dirac: bool
+    reparam: str
+    activation: str
+    slope: float
+    groups: int  # of a bottleneck's 3x3 convolution
     dtype: Any
     axis_name: str | None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if self.bottleneck:
-            layers = [(1, 1), (3, self.stride), (1, 1)]
+            layers = [(1, 1, 1), (3, self.stride, self.groups), (1, 1, 1)]
         else:
-            layers = [(3, self.stride), (3, 1)]
+            layers = [(3, self.stride, 1), (3, 1, 1)]
         outputs = self.channels * (BOTTLENECK_EXPANSION if self.bottleneck else 1)
 
-        def conv_bn(h, features, size, stride, conv_name, bn_name):
-            h = Conv(features, size, stride, self.dirac, self.dtype, name=conv_name)(h)
-            return BatchNorm(self.dtype, self.axis_name, name=bn_name)(h, train)
+        def norm(h, name):
+            return BatchNorm(self.dtype, self.axis_name, name=name)(h, train)
 
-        x = nn.relu(x)
+        def conv(h, features, size, stride, name, groups=1):
+            return Conv(features, size, stride, self.reparam == 'dirac', self.dtype, groups, name=name)(h)
+
+        x = Activation(self.activation, self.slope, name='act1')(x)
         h = x
-        for i, (size, stride) in enumerate(layers, 1):
-            last = i == len(layers)
-            h = conv_bn(h, outputs if last else self.hidden, size, stride, f'conv{i}', f'bn{i}')
-            if not last:
-                h = nn.relu(h)
+        for i, (size, stride, groups) in enumerate(layers, 1):
+            if i > 1:
+                h = Activation(self.activation, self.slope, name=f'act{i}')(h)
+            features = outputs if i == len(layers) else self.hidden
+            entering, h = h, norm(conv(h, features, size, stride, f'conv{i}', groups), f'bn{i}')
+            if self.reparam == 'branches':
+                if size > 1:
+                    h += norm(conv(entering, features, 1, stride, f'conv{i}_1x1', groups), f'bn{i}_1x1')
+                if entering.shape == h.shape:
+                    h += norm(entering, f'bn{i}_identity')
         if self.shortcut == 'projection':
-            x = conv_bn(x, outputs, 1, self.stride, 'shortcut_conv', 'shortcut_bn')
+            x = norm(conv(x, outputs, 1, self.stride, 'shortcut_conv'), 'shortcut_bn')
         return h if self.shortcut == 'none' else h + x
 
 
@@ -193,19 +114,14 @@ class Stem(nn.Module):
         return x
 
 
-class Outputs(NamedTuple):
-    """What a network says of a batch: logits [B, classes] and feature maps, each before its ReLU."""
-
-    logits: jax.Array
-    features: jax.Array  # the last block's output [B, h, w, C]
-    taps: tuple[jax.Array, ...] = ()  # the maps at the block boundaries asked for
-
-
 class Network(nn.Module):
     """ResNet, plain CNN or hybrid, by `shortcuts` ('all' | 'projection' | 'none', or one per block).
 
     'projection' keeps only the 1x1 projection of the first block of stages 2 and later (the JointRD
-    authors' student); `dirac` (or one bool per block) parametrises every convolution but the stem's.
+    authors' student). `reparam` ('none' | 'dirac' | 'branches') parametrises every convolution but the stem's,
+    `activation` ('relu' | 'leaky' | 'prelu' | 'annealed', see `layers.Activation`) with its `slope` is that of every
+    block; each of these, and the `groups` of the 3x3 convolutions of bottlenecks, may be given per block. The rectifier
+    before the pooling is a ReLU always.
     `hidden`, one per block, sets the channels inside each block where they are not the stage's own.
     `axis_name`, when set, makes BatchNorm statistics global over that mapped axis. With `remat` the backward
     pass computes each block anew from its input instead of keeping what lies inside it.
@@ -218,7 +134,10 @@ class Network(nn.Module):
     num_classes: int = 1000
     stem_kind: str = 'imagenet'
     shortcuts: str | tuple[str, ...] = 'all'
-    dirac: bool | tuple[bool, ...] = False
+    reparam: str | tuple[str, ...] = 'none'
+    activation: str | tuple[str, ...] = 'relu'
+    slope: float | tuple[float, ...] = 0.0
+    groups: int | tuple[int, ...] = 1
     hidden: tuple[int, ...] = ()
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -241,6 +160,11 @@ class Network(nn.Module):
     def depth(self) -> int:
         """Layers with weights on the main path, counted as the literature does (stem and head included)."""
         return 2 + self.num_blocks * (3 if self.bottleneck else 2)
+
+    @property
+    def rectifiers(self) -> int:
+        """Activations on the main path."""
+        return self.num_blocks * (3 if self.bottleneck else 2)
 
     @property
     def feature_channels(self) -> int:
@@ -274,12 +198,29 @@ class Network(nn.Module):
         stages = [s for s, n in enumerate(self.stage_sizes) for _ in range(n)]
         return self.per_block(tuple(self.hidden) or tuple(self.width * 2**stage for stage in stages))
 
-    def setup(self):
+    def check_choices(self) -> None:
+        """Raises UserError for a choice that there is not, or not one for each block."""
+        for name, choices in (('reparam', REPARAMS), ('activation', ACTIVATIONS)):
+            for choice in self.per_block(getattr(self, name)):
+                if choice not in choices:
+                    raise choice_error(name, choice, choices)
         if self.stem_kind not in STEMS:
             raise choice_error('stem', self.stem_kind, STEMS)
+        self.block_shortcuts(), self.per_block(self.slope)
+        for groups, hidden in zip(self.per_block(self.groups), self.block_hidden()):
+            if hidden % groups:
+                raise UserError(f'{hidden} channels inside a block do not divide into groups={groups}')
+            if groups > 1 and not self.bottleneck:
+                raise UserError(f'groups={groups}: only the 3x3 convolutions of bottlenecks have groups')
+
+    def setup(self):
+        self.check_choices()
         self.stem = Stem(self.width, self.stem_kind, self.dtype, self.axis_name)
         stages = [s for s, n in enumerate(self.stage_sizes) for _ in range(n)]
-        shortcuts, dirac, hidden = self.block_shortcuts(), self.per_block(self.dirac), self.block_hidden()
+        choices = list(
+            zip(*(self.per_block(getattr(self, name)) for name in ('reparam', 'activation', 'slope', 'groups')))
+        )
+        shortcuts, hidden = self.block_shortcuts(), self.block_hidden()
         block_class = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 is `train`
         for block, (name, stage) in enumerate(zip(self.block_names, stages)):
             opens_stage = block in self.stage_ends
@@ -289,7 +230,7 @@ class Network(nn.Module):
                 2 if opens_stage else 1,
                 self.bottleneck,
                 shortcuts[block],
-                dirac[block],
+                *choices[block],
                 self.dtype,
                 self.axis_name,
             )
@@ -345,9 +286,13 @@ class Connectors(nn.Module):
 
 def hybrid(student: Network, teacher: Network, block: int) -> Network:
     """The network of the student's stem and first `block` blocks and the teacher's later ones."""
+
+    def choice(name: str) -> tuple:
+        return student.per_block(getattr(student, name))[:block] + teacher.per_block(getattr(teacher, name))[block:]
+
     return student.clone(
-        shortcuts=student.per_block(student.shortcuts)[:block] + teacher.per_block(teacher.shortcuts)[block:],
-        dirac=student.per_block(student.dirac)[:block] + teacher.per_block(teacher.dirac)[block:],
+        **{name: choice(name) for name in BLOCK_CHOICES},
+        hidden=student.block_hidden()[:block] + teacher.block_hidden()[block:],
     )
 
 
@@ -369,19 +314,52 @@ def parameter_count(variables: Variables) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
 
-REGISTRY: dict[str, dict[str, Any]] = {
-    f'{family}{depth}': dict(stage_sizes=sizes, bottleneck=depth in BOTTLENECK_DEPTHS, shortcuts=shortcuts)
-    for depth, sizes in STAGE_SIZES.items()
-    for family, shortcuts in (('resnet', 'all'), ('projection', 'projection'), ('plain', 'none'))
+def grouped_hidden(stage_sizes: Sequence[int], width: int, groups: int, width_per_group: int) -> tuple[int, ...]:
+    """Channels inside each bottleneck as torchvision counts them; () where they are the stage's own."""
+    if (groups, width_per_group) == (1, 64):
+        return ()
+    return tuple(width * 2**s * width_per_group // 64 * groups for s, n in enumerate(stage_sizes) for _ in range(n))
+
+
+def shape(depth: int, groups: int = 1, width_per_group: int = 64) -> dict[str, Any]:
+    """The fields of `Network` for a standard network of `depth` layers."""
+    sizes = STAGE_SIZES[depth]
+    fields: dict[str, Any] = dict(stage_sizes=sizes, bottleneck=depth in BOTTLENECK_DEPTHS)
+    if depth in CIFAR_DEPTHS:
+        fields |= dict(width=16, stem_kind='cifar', num_classes=10)
+    return fields | dict(groups=groups, hidden=grouped_hidden(sizes, 64, groups, width_per_group))
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    **{f'{{}}{depth}': shape(depth) for depth in STAGE_SIZES},
+    'wide_{}50_2': shape(50, width_per_group=128),
+    'wide_{}101_2': shape(101, width_per_group=128),
+    '{}50_32x4d': shape(50, groups=32, width_per_group=4),
+    '{}101_32x8d': shape(101, groups=32, width_per_group=8),
 }
+FAMILIES = {'resnet': 'all', 'projection': 'projection', 'plain': 'none'}
+REGISTRY: dict[str, dict[str, Any]] = {
+    (name.format('resnext') if fields['groups'] > 1 and family == 'resnet' else name.format(family)): {
+        **fields, 'shortcuts': shortcuts,
+    }
+    for name, fields in SHAPES.items()
+    for family, shortcuts in FAMILIES.items()
+}  # fmt: skip
 
 
 def create(name: str, **overrides: Any) -> Network:
-    """A registered network (resnet18 ... plain50) with any `Network` field overridden.
+    """A registered network with any `Network` field overridden.
+
+    Names are torchvision's for ResNets (resnet18 ... resnet152, wide_resnet50_2, resnext50_32x4d) and those of He et
+    al.'s CIFAR family (resnet20 ... resnet110); `plain` or `projection` in the place of `resnet` is the same network
+    without shortcuts, or with projections only.
 
     Raises:
       UserError: an unregistered name; the message lists the names.
     """
     if name not in REGISTRY:
         raise choice_error('model', name, sorted(REGISTRY))
-    return Network(**{**REGISTRY[name], **overrides})
+    fields = {**REGISTRY[name], **overrides}
+    if fields['hidden'] and 'width' in overrides and 'hidden' not in overrides:
+        fields['hidden'] = tuple(n * overrides['width'] // 64 for n in fields['hidden'])
+    return Network(**fields)

@@ -24,6 +24,9 @@ USED_BY = {
     'distill.alpha': ('logit_kd', 'resnet_kd'),
     'distill.temperature': ('logit_kd', 'resnet_kd'),
 }
+IN_NAME = ('model.reparam', 'model.activation')  # of a student: 'jointrd+dirac'
+# Fields of the student that a ResNet does not use.
+OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.anneal_epochs', 'model.hidden', 'model.init')
 EXPORT = 'export.json'
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 
@@ -210,7 +213,7 @@ def used(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that decide the result of a run, but for the seed."""
     kept = {k: v for k, v in config.items() if k not in APART and not k.startswith(APART_GROUPS)}
     if config['procedure'] in config_lib.TRAINS_RESNET:  # a teacher inherits fields of the student that it does not use
-        kept = {k: v for k, v in kept.items() if k not in ('model.shortcuts', 'model.dirac')}
+        kept = {k: v for k, v in kept.items() if k not in OF_STUDENT}
     unused = [prefix for prefix, procedures in USED_BY.items() if config['procedure'] not in procedures]
     return {k: v for k, v in kept.items() if not k.startswith(tuple(unused))}
 
@@ -249,8 +252,10 @@ def variants(records: list[Record]) -> list[Variant]:
         fields = [
             name for name in differences(peers) if name in used(config) and not is_usual(name, config[name], peers)
         ]
-        name = config['procedure'] + ('+dirac' if config['model.dirac'] and 'resnet' not in config['procedure'] else '')
-        shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field != 'model.dirac']
+        name = config['procedure']
+        if name not in config_lib.TRAINS_RESNET:
+            name += ''.join(f'+{config[field]}' for field in IN_NAME if config[field] != usual[field])
+        shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field not in IN_NAME]
         named.append(Variant(' '.join([name, *shown]), config, group))
     return sorted(named, key=lambda v: (ORDER.index(v.procedure) if v.procedure in ORDER else len(ORDER), v.name))
 

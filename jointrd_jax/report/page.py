@@ -35,6 +35,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
       UserError: a path without runs, a damaged file of a run, jinja2 missing, or `out` cannot be written.
     """
     jinja2 = require('jinja2', 'report')
+    require('PIL', 'report')  # for the images of `predictions`
     if not buckets.place(out).name:
         raise UserError(f'--out={str(out)!r} names no file')
     records = collect.find(paths)
@@ -153,7 +154,7 @@ def headline(variants: list[Variant]) -> str:
     config = joint[0].config
     same = ('dataset.name', 'model.depth', 'model.stage_sizes', 'model.block', 'model.width', 'epochs')
     resnet = best(variants, 'resnet', like={name: config[name] for name in same})
-    same += ('model.shortcuts', 'model.dirac')
+    same += ('model.shortcuts', 'model.reparam', 'model.activation')
     plain = best(variants, 'plain', like={name: config[name] for name in same})
     text = f'A {network_in_words(config)} reaches {joint[1]} top-1 by JointRD ({joint[0].name})'
     if plain:

@@ -62,17 +62,24 @@ class Checkpoints:
       keep: how many of the newest scheduled ones to keep; None only reads.
       scheduled: which steps the config asks for. Others (written when the run was told to stop) live
         only until the next one, so that they change nothing about what is kept and found later.
+      say: tells the user that a damaged checkpoint was passed over.
     """
 
-    def __init__(self, run: Path, keep: int | None = None, scheduled: Callable[[int], bool] = lambda step: True):
+    def __init__(
+        self,
+        run: Path,
+        keep: int | None = None,
+        scheduled: Callable[[int], bool] = lambda step: True,
+        say: Callable[[str], None] = lambda message: None,
+    ):
         logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax narrates; errors reach us as exceptions
         self.place = checkpoint_places.at(run)
         self.directory = self.place.directory
         self.alone = buckets.is_remote(self.directory)  # hosts share no disk: the first writes for all
-        self.say: Callable[[str], None] = lambda message: None
-        self.keep, self.scheduled = keep, scheduled
+        self.keep, self.scheduled, self.say = keep, scheduled, say
         self._writing: Future | None = None
         self._failed = self._stuck = False
+        self._allowed = float(SAVE_SECONDS)  # of the save under way
         if keep is not None:
             ignore_orphaned_writes()
             options = self._processes()

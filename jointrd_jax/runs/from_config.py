@@ -7,21 +7,22 @@ import ml_collections
 import optax
 from jax.tree_util import DictKey, tree_map_with_path
 
-from jointrd_jax.config import TRAINS_RESNET, in_epochs
+from jointrd_jax.config import TRAINS_RESNET, has_bottlenecks, in_epochs
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.joint import Method
-from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, STAGE_SIZES, Network
+from jointrd_jax.method.layers import tailored_slope
+from jointrd_jax.method.networks import STAGE_SIZES, Network, grouped_hidden
 
 
 def resnet(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None) -> Network:
     """The residual network of `config.model`'s shape; `axis_name` is used if BatchNorm is global."""
     model = config.model
-    bottleneck = model.depth in BOTTLENECK_DEPTHS if model.block == 'auto' else model.block == 'bottleneck'
-    if model.block == 'auto' and model.stage_sizes:
-        bottleneck = False
+    sizes = tuple(model.stage_sizes) or STAGE_SIZES[model.depth]
     return Network(
-        stage_sizes=tuple(model.stage_sizes) or STAGE_SIZES[model.depth],
-        bottleneck=bottleneck,
+        stage_sizes=sizes,
+        bottleneck=has_bottlenecks(config),
+        groups=model.groups,
+        hidden=grouped_hidden(sizes, model.width, model.groups, model.width_per_group),
         width=model.width,
         num_classes=num_classes,
         stem_kind=model.stem,
@@ -39,9 +40,26 @@ def student(config: ml_collections.ConfigDict, num_classes: int, axis_name: str 
     shortcuts = config.model.shortcuts
     return network.clone(
         shortcuts=network.per_block(tuple(shortcuts.split(','))) if ',' in shortcuts else shortcuts,
-        dirac=config.model.dirac,
-        hidden=network.per_block(tuple(config.model.hidden)) if config.model.hidden else (),
+        reparam=config.model.reparam,
+        activation='leaky' if config.model.activation == 'tailored' else config.model.activation,
+        slope=slope(config, network),
+        hidden=network.per_block(tuple(config.model.hidden)) if config.model.hidden else network.hidden,
     )
+
+
+def slope(config: ml_collections.ConfigDict, network: Network) -> float:
+    """The slope below 0 of the student's activations, where they have one, at the start of training."""
+    if config.model.activation == 'relu':
+        return 0.0
+    return config.model.slope or tailored_slope(network.rectifiers)
+
+
+def annealed_slope(config: ml_collections.ConfigDict, network: Network, steps_per_epoch: int) -> Callable | None:
+    """step -> the slope of 'annealed' activations: a cosine to 0 at model.anneal_epochs; None for other networks."""
+    if network.activation != 'annealed':
+        return None
+    steps = round(in_epochs(config.model.anneal_epochs, config.epochs) * steps_per_epoch)
+    return optax.cosine_decay_schedule(network.slope, max(steps, 1))
 
 
 def taps(config: ml_collections.ConfigDict, network: Network) -> tuple[int, ...]:
@@ -95,8 +113,9 @@ def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Ca
 
 
 def decayed(params) -> object:
-    """Which parameters get weight decay: all but Dirac's alpha and beta."""
-    return tree_map_with_path(lambda path, _: path[-1] not in (DictKey('alpha'), DictKey('beta')), params)
+    """Which parameters get weight decay: all but Dirac's alpha and beta, and the slopes of PReLUs."""
+    without = {DictKey(name) for name in ('alpha', 'beta', 'slope')}
+    return tree_map_with_path(lambda path, _: path[-1] not in without, params)
 
 
 def optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> optax.GradientTransformation:

@@ -77,6 +77,8 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
     flat = files.read_json(path / CONFIG)
     config = config_lib.default()
     try:
+        if 'model.dirac' in flat:  # of a run from before there were other parametrisations
+            flat['model.reparam'] = 'dirac' if flat.pop('model.dirac') else 'none'
         for name, value in flat.items():
             node = config
             *groups, leaf = name.split('.')

@@ -3,7 +3,8 @@
 Two naming schemes share everything but the prefix of stem and stages: torchvision's ResNet (`conv1`,
 `bn1`, `layer1.0.conv1`, ...) and the JointRD authors' (`conv1.0`, `conv1.1`, `layers.0.0.conv1`, ...).
 Kernels are OIHW there and HWIO here; the classifier is transposed. Dirac's `alpha` and `beta` keep
-their names beside the convolution's `weight`.
+their names beside the convolution's `weight`; a PReLU's slope is its `weight`, as in torch.nn.PReLU. What
+else our blocks have (`conv1_1x1`, `bn1_identity`, `act1`) is there under the name that it has here.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ Scheme = Literal['torchvision', 'authors']
 CONV = {'kernel': 'weight', 'alpha': 'alpha', 'beta': 'beta'}
 NORM = {'scale': 'weight', 'bias': 'bias'}
 NORM_STATS = {'mean': 'running_mean', 'var': 'running_var'}
+ACTIVATION = {'params': {'slope': 'weight'}, 'batch_stats': {'slope': 'slope'}}
 HEAD = {'kernel': 'weight', 'bias': 'bias'}
 
 
@@ -57,7 +59,10 @@ def names(variables: Variables, scheme: Scheme = 'torchvision') -> Iterator[tupl
                     yield f'fc.{HEAD[leaf]}', collection, (place, leaf)
                 continue
             for layer, leaves in layers.items():
-                table = NORM_STATS if collection == 'batch_stats' else CONV if 'conv' in layer else NORM
+                if layer.startswith('act'):
+                    table = ACTIVATION[collection]
+                else:
+                    table = NORM_STATS if collection == 'batch_stats' else CONV if 'conv' in layer else NORM
                 for leaf in leaves:
                     yield f'{torch_module((place, layer), scheme)}.{table[leaf]}', collection, (place, layer, leaf)
 

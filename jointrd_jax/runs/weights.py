@@ -14,12 +14,13 @@ import safetensors
 import safetensors.numpy
 
 from jointrd_jax.errors import UserError, require
-from jointrd_jax.method.networks import STEMS, Network, Variables
+from jointrd_jax.method.networks import BLOCK_CHOICES, STEMS, Network, Variables, grouped_hidden
 from jointrd_jax.runs.torch_names import export_names, import_names, names, template, to_torch_layout
 from jointrd_jax.system import buckets, files
 
 ENDINGS = ('.safetensors', '.pth')
 METADATA = 'jointrd_jax'  # the one entry of a .safetensors header that is ours: JSON
+MARKS = {'dirac': 'conv1.alpha', 'branches': 'bn1_1x1.weight'}  # by which a parametrisation is known
 IGNORED = 'num_batches_tracked'  # PyTorch's BatchNorm counts its batches; nothing here reads that
 
 Shapes = dict[str, tuple[int, ...]]
@@ -161,13 +162,22 @@ def guess_network(state: StateDict) -> Network:
     blocks = {tuple(name.split('.')[:2]) for name in shapes if name.startswith('layer')}
     stages = sorted({stage for stage, *_ in blocks})
     width, _, size, _ = shapes['conv1.weight']
+    sizes = tuple(sum(stage == block[0] for block in blocks) for stage in stages) or (1,)
+    bottleneck, groups, hidden = 'layer1.0.conv3.weight' in shapes, 1, ()
+    grouped = shapes.get('layer1.0.conv2.weight', ())
+    if bottleneck and len(grouped) == 4 and width and grouped[1]:
+        groups = max(grouped[0] // grouped[1], 1)
+        hidden = grouped_hidden(sizes, width, groups, grouped[0] * 64 // (width * groups))
     return Network(
-        stage_sizes=tuple(sum(stage == block[0] for block in blocks) for stage in stages) or (1,),
-        bottleneck='layer1.0.conv3.weight' in shapes,
+        stage_sizes=sizes,
+        bottleneck=bottleneck,
+        groups=groups,
+        hidden=hidden,
         width=width,
         num_classes=shapes['fc.weight'][0],
         stem_kind='imagenet' if size == 7 else 'cifar',
-        dirac='layer1.0.conv1.alpha' in shapes,
+        reparam=next((kind for kind, name in MARKS.items() if f'layer1.0.{name}' in shapes), 'none'),
+        activation='prelu' if 'layer1.0.act1.weight' in shapes else 'relu',
     )
 
 
@@ -214,7 +224,9 @@ def load(path: str | Path, network: Network | None = None, image_channels: int |
     return Weights(network, variables, described_data(state, network, image_channels))
 
 
-NETWORK_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'num_classes', 'stem_kind', 'shortcuts', 'dirac', 'hidden')
+NETWORK_FIELDS = (
+    'stage_sizes', 'bottleneck', 'width', 'num_classes', 'stem_kind', 'hidden', *BLOCK_CHOICES,
+)  # fmt: skip
 
 
 def described_network(state: StateDict) -> Network | None:
@@ -224,14 +236,17 @@ def described_network(state: StateDict) -> Network | None:
     try:
         about: dict[str, Any] = state.about['network']
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+        if 'dirac' in fields:  # of a file from before there were other parametrisations
+            fields['reparam'] = 'dirac' if fields.pop('dirac') else 'none'
         network = Network(**fields)
         sizes = (*network.stage_sizes, *network.hidden, network.width, network.num_classes)
         if not all(isinstance(n, int) and 0 < n < 2**24 for n in sizes) or network.stem_kind not in STEMS:
             raise ValueError('its sizes are none')
         if network.num_blocks > len(state.shapes):
             raise ValueError('more blocks than arrays')
-        for check in (network.block_shortcuts, network.block_hidden, lambda: network.per_block(network.dirac)):
-            check()
+        network.check_choices()
+        if not all(0 <= float(slope) <= 1 for slope in network.per_block(network.slope)):
+            raise ValueError('its slope is none')
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f'{state.path}: its {METADATA} metadata describes no network: {error}') from error
     return network

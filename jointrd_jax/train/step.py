@@ -15,14 +15,17 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jointrd_jax.method import joint, losses
-from jointrd_jax.method.joint import STUDENT, Method, Networks
-from jointrd_jax.method.networks import Connectors, Network, Variables
+from jointrd_jax.method import joint, layers, losses
+from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables
+from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
+from jointrd_jax.method.networks import Connectors, Network
 
 if TYPE_CHECKING:  # the step itself needs nothing beyond jax, flax and optax (see benchmark.py)
     from jointrd_jax.data import Dataset
 
 AXIS = 'data'
+TEACHER_LOSS = joint.term_name(joint.CE, joint.TEACHER)  # what a teacher that trains too is trained on
+GRADIENT_NORM = 'gradient_norm'
 Tree = Any
 
 
@@ -34,8 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: trained parameters, {'student': ..., 'connectors': ...}.
       batch_stats: running statistics, with the same keys.
       opt_state: of the optimiser over `params`.
-      teacher: {'variables', 'margin', 'opt_state'} while the teacher trains too, else None; a frozen
-        teacher is an argument of the step, {'variables', 'margin'}.
+      teacher: the teacher while it trains too, else None; a frozen one is an argument of the step, a `TeacherView`.
       epoch_sums: each loss term summed over the steps of the epoch.
       rate_scale: factor on the learning rate, below 1 after a rollback from a loss that was not finite.
       fault: {'step', 'term'}: the first step whose loss was not finite, and the number of the term in
@@ -46,7 +48,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: Tree
     batch_stats: Tree
     opt_state: Tree
-    teacher: Tree
+    teacher: 'LearningTeacher | None'
     epoch_sums: dict[str, jax.Array]
     rate_scale: jax.Array
     fault: dict[str, jax.Array]
@@ -57,12 +59,20 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def learned_teacher(self) -> Variables | None:
-        return self.teacher['variables'] if self.teacher else None
+        return self.teacher.view.variables if self.teacher else None
 
 
-def make_mesh() -> jax.sharding.Mesh:
-    """All devices of all hosts in one row."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+class LearningTeacher(flax.struct.PyTreeNode):
+    """A teacher that is trained beside the student. The margin of its view is that of its first weights."""
+
+    view: TeacherView
+    opt_state: Tree
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """`devices`, by default all of all hosts, in one row; they may be of a machine that is not here (see `plan`)."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -96,15 +106,7 @@ def margin(network: Network, variables: Variables) -> jax.Array:
 
 def term_names(method: Method, trains_teacher: bool) -> tuple[str, ...]:
     """The terms a step reports, in a fixed order."""
-    paths = joint.path_names(method.taps)
-    return (
-        'loss',
-        *(f'ce/{path}' for path in paths),
-        *(f'distill/{path}' for path in paths if method.distill_weight),
-        *(['kl/student'] if method.kl_alpha else []),
-        *(['ce/teacher'] if trains_teacher else []),
-        'gradient_norm',
-    )
+    return (*joint.term_names(method), *([TEACHER_LOSS] if trains_teacher else []), GRADIENT_NORM)
 
 
 def zero_sums(names: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -131,12 +133,9 @@ def initial_state(
     params = {name: tree['params'] for name, tree in variables.items()}
     teacher = None
     if trains_teacher:
-        teacher = networks.teacher.init(teacher_key, images)
-        teacher = {
-            'variables': teacher,
-            'margin': margin(networks.teacher, teacher),
-            'opt_state': optimizer.init(teacher['params']),
-        }
+        fresh = networks.teacher.init(teacher_key, images)
+        view = TeacherView(fresh, margin(networks.teacher, fresh))
+        teacher = LearningTeacher(view, optimizer.init(fresh['params']))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -155,27 +154,29 @@ def scaled(updates: Tree, factor: jax.Array) -> Tree:
 
 
 def update_teacher(
-    teacher: Tree,
-    network: Network,
+    teacher: LearningTeacher,
+    network: StagedNetwork,
     optimizer: optax.GradientTransformation,
     smoothing: float,
     images: jax.Array,
     labels: jax.Array,
     rate_scale: jax.Array,
-) -> tuple[Tree, Any, jax.Array]:
+) -> tuple[LearningTeacher, Outputs, jax.Array]:
     """The teacher's own step on CE(R(x), y) with batch statistics ("from scratch"); its outputs from before it."""
 
+    view, before = teacher.view, teacher.view.variables['params']
+
     def loss_fn(params):
-        variables = {**teacher['variables'], 'params': params}
+        variables = {**view.variables, 'params': params}
         outputs, updates = network.apply(variables, images, train=True, mutable=['batch_stats'])
         return losses.cross_entropy(outputs.logits, labels, smoothing), (outputs, updates['batch_stats'])
 
-    (loss, (outputs, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(teacher['variables']['params'])
+    (loss, (outputs, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(before)
     grads, batch_stats, loss = jax.lax.pmean((grads, batch_stats, loss), AXIS)
-    updates, opt_state = optimizer.update(grads, teacher['opt_state'], teacher['variables']['params'])
-    params = optax.apply_updates(teacher['variables']['params'], scaled(updates, rate_scale))
-    teacher = {**teacher, 'variables': {'params': params, 'batch_stats': batch_stats}, 'opt_state': opt_state}
-    return teacher, outputs, loss
+    updates, opt_state = optimizer.update(grads, teacher.opt_state, before)
+    params = optax.apply_updates(before, scaled(updates, rate_scale))
+    view = view._replace(variables={'params': params, 'batch_stats': batch_stats})
+    return LearningTeacher(view, opt_state), outputs, loss
 
 
 @jax.jit
@@ -215,40 +216,38 @@ def make_device_step(
     optimizer: optax.GradientTransformation,
     steps_per_epoch: int,
     mixing_weight: Callable[[jax.Array], jax.Array],
-    num_paths: int,
+    slope: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable:
     """(state, frozen teacher or None, images, labels) -> state: one step on one device's share of the batch.
 
-    `mixing_weight` is of the epoch, which starts the sums of the terms anew; `num_paths` divides the
-    averaged loss also when `method` has dropped paths whose weight is zero.
+    `mixing_weight` is of the epoch, which starts the sums of the terms anew. `slope` is of the step, that of the
+    student's annealed activations.
     """
 
-    def device_step(state: TrainState, frozen: Tree, images: jax.Array, labels: jax.Array) -> TrainState:
-        teacher, terms, outputs = state.teacher or frozen, {}, None
+    def device_step(state: TrainState, frozen: TeacherView | None, images: jax.Array, labels: jax.Array) -> TrainState:
+        terms, teacher = {}, frozen
+        if slope:
+            annealed = layers.with_slope(state.batch_stats[STUDENT], slope(state.step))
+            state = state.replace(batch_stats={**state.batch_stats, STUDENT: annealed})
         if state.teacher:
-            teacher, outputs, terms['ce/teacher'] = update_teacher(
-                teacher, networks.teacher, optimizer, method.label_smoothing, images, labels, state.rate_scale
+            learned, outputs, terms[TEACHER_LOSS] = update_teacher(
+                state.teacher, networks.teacher, optimizer, method.label_smoothing, images, labels, state.rate_scale
             )
-            state = state.replace(teacher=teacher)
+            state, teacher = state.replace(teacher=learned), learned.view.with_outputs(outputs)
         elif method.reads_teacher:
-            outputs = networks.teacher.apply(teacher['variables'], images)
+            teacher = frozen.with_outputs(networks.teacher.apply(frozen.variables, images))
 
         def loss_fn(params):
             return joint.joint_loss(
                 params, state.batch_stats, images, labels,
-                networks=networks, method=method, num_paths=num_paths,
-                mix=mixing_weight(state.step // steps_per_epoch),
-                teacher=teacher['variables'] if teacher else None,
-                teacher_logits=outputs.logits if outputs else None,
-                teacher_features=outputs.features if outputs else None,
-                margin=teacher['margin'] if method.distill_weight else None,
+                networks=networks, method=method, teacher=teacher, mix=mixing_weight(state.step // steps_per_epoch),
             )  # fmt: skip
 
         (_, (student_terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         grads, batch_stats, student_terms = jax.lax.pmean((grads, batch_stats, student_terms), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         same_epoch = (state.step % steps_per_epoch != 0).astype(jnp.float32)
-        terms |= {**student_terms, 'gradient_norm': optax.tree.norm(grads)}
+        terms |= {**student_terms, GRADIENT_NORM: optax.tree.norm(grads)}
         return state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, scaled(updates, state.rate_scale)),
@@ -266,7 +265,7 @@ def diagnosis_order(names: Iterable[str]) -> list[str]:
 
     The same for every container of the names: inside jit a dict's keys are sorted.
     """
-    return sorted(names, key=lambda name: (('loss', 'gradient_norm').index(name) if '/' not in name else -1, name))
+    return sorted(names, key=lambda name: ((joint.LOSS, GRADIENT_NORM).index(name) if '/' not in name else -1, name))
 
 
 def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -325,7 +324,7 @@ def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]
         outputs = networks.student.apply(student, images, taps=taps)
         logits = {STUDENT: outputs.logits}
         if teacher:
-            logits['teacher'] = networks.teacher.apply(teacher, images).logits
+            logits[joint.TEACHER] = networks.teacher.apply(teacher, images).logits
             if taps:
                 paths = joint.residual_paths(networks.teacher, teacher, outputs.taps, taps)
                 logits |= {name: z for name, (z, _) in zip(joint.path_names(taps), paths)}

@@ -32,7 +32,7 @@ def exported(workdir, out, *formats, **fields):
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp('runs') / 'run'
-    network, variables = digits_run(path, dirac=True)
+    network, variables = digits_run(path, reparam='dirac')
     return path, network, variables
 
 

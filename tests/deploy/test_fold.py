@@ -4,6 +4,7 @@ import pytest
 
 from jointrd_jax.deploy import fold as folding, graph
 from jointrd_jax.errors import UserError
+from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS, with_slope
 from jointrd_jax.method.networks import SHORTCUTS, Network, create
 from tests.support.networks import images_like, randomised, relative_difference
 
@@ -18,12 +19,43 @@ def logits(network: Network, variables, images) -> np.ndarray:
 @pytest.mark.parametrize('shortcuts', SHORTCUTS)
 @pytest.mark.parametrize('bottleneck', [False, True])
 def test_a_folded_network_computes_the_same(bottleneck, shortcuts, stem):
-    network = Network((1, 2, 1), bottleneck, 4, 7, stem, shortcuts, dirac=shortcuts != 'all')
+    network = Network((1, 2, 1), bottleneck, 4, 7, stem, shortcuts, reparam='none' if shortcuts == 'all' else 'dirac')
     variables, images = randomised(network, IMAGE[stem]), images_like(IMAGE[stem])
     folded = folding.fold(network, variables, IMAGE[stem])
     assert relative_difference(graph.apply(folded, images), logits(network, variables, images)) < 1e-5
     assert ('add' in folded.operators()) == (shortcuts != 'none')
     assert folded.num_classes == 7
+
+
+ROADS = [
+    *(dict(reparam=reparam, activation=activation, slope=0.3) for reparam in REPARAMS for activation in ACTIVATIONS),
+    dict(shortcuts='all', groups=2),
+    dict(reparam='branches', groups=2, activation='prelu', slope=0.9),
+    dict(reparam='dirac', groups=2),
+]
+
+
+@pytest.mark.parametrize('road', ROADS, ids=lambda road: '-'.join(map(str, road.values())))
+def test_every_road_folds_into_the_network_that_it_trained(road):
+    bottleneck = 'groups' in road
+    network = Network((1, 2, 1), bottleneck, 4, 7, 'imagenet', **{'shortcuts': 'none', **road})
+    variables, images = randomised(network, IMAGE['imagenet']), images_like(IMAGE['imagenet'])
+    with jax.enable_x64(True):  # what is left is the rounding of the folded weights
+        wide = jax.tree.map(lambda a: np.asarray(a, np.float64), (variables, images))
+        wanted = logits(network.clone(dtype=np.float64), *wide)
+    folded = folding.fold(network, variables, IMAGE['imagenet'])
+    assert relative_difference(graph.apply(folded, images), wanted) < 2e-6
+    convolutions = network.num_blocks * (3 if bottleneck else 2)
+    assert folded.operators()['conv'] == 1 + convolutions + (3 if road.get('shortcuts') == 'all' else 0)
+    assert 'add' not in folded.operators() or 'shortcuts' in road
+
+
+def test_an_annealed_network_is_deployed_with_relus_alone():
+    network = Network((1, 1), False, 4, 7, 'cifar', 'none', activation='annealed', slope=0.5)
+    variables = randomised(network, (16, 16, 3))
+    assert 'leaky_relu' in folding.fold(network, variables, (16, 16, 3)).operators()
+    done = {**variables, 'batch_stats': with_slope(variables['batch_stats'], 0.0)}
+    assert 'leaky_relu' not in folding.fold(network, done, (16, 16, 3)).operators()
 
 
 def test_shapes_say_what_is_computed():

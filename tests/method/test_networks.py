@@ -1,10 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.method import networks
+from jointrd_jax.method import layers, networks
 from jointrd_jax.runs.torch_names import export_names, import_names, template
 from tests.support.networks import SMALL, random_variables
 
@@ -13,12 +15,30 @@ COUNTS = {
     'resnet18': 11_689_512, 'resnet34': 21_797_672, 'resnet50': 25_557_032,
     'projection18': 11_689_512, 'projection34': 21_797_672, 'projection50': 25_540_136,
     'plain18': 11_515_688, 'plain34': 21_623_848, 'plain50': 22_780_456,
+    'resnet101': 44_549_160, 'resnet152': 60_192_808, 'wide_resnet50_2': 68_883_240, 'wide_resnet101_2': 126_886_696,
+    'resnext50_32x4d': 25_028_904, 'resnext101_32x8d': 88_791_336,
+    # He et al.'s CIFAR family with projections (their own shortcuts pad with zeros: 2,752 fewer)
+    'resnet20': 272_474, 'resnet32': 466_906, 'resnet44': 661_338, 'resnet56': 855_770, 'resnet110': 1_730_714,
 }  # fmt: skip
+BOTTLENECK_PROJECTIONS = 2 * (256 + 512 + 1024 + 2048) + 64 * 256 + 256 * 512 + 512 * 1024 + 1024 * 2048
+FIRST_PROJECTION = 64 * 256 + 2 * 256  # not kept by projection50 and its like
+CIFAR_PROJECTIONS = 2 * (32 + 64) + 16 * 32 + 32 * 64
+
+
+def count_of(name: str) -> int:
+    """The count pinned, or for a network without shortcuts the one that follows from its ResNet's."""
+    if name in COUNTS:
+        return COUNTS[name]
+    family = 'plain' if 'plain' in name else 'projection'
+    whole = COUNTS[name.replace(family, 'resnext' if '_32x' in name else 'resnet')]
+    if int(re.search(r'\d+', name)[0]) in networks.CIFAR_DEPTHS:
+        return whole - CIFAR_PROJECTIONS * (family == 'plain')
+    return whole - (BOTTLENECK_PROJECTIONS if family == 'plain' else FIRST_PROJECTION)
 
 
 @pytest.mark.parametrize('name', networks.REGISTRY)
 def test_parameter_counts(name):
-    assert networks.parameter_count(template(networks.create(name))) == COUNTS[name]
+    assert networks.parameter_count(template(networks.create(name))) == count_of(name)
 
 
 def test_unregistered_name_lists_the_names():
@@ -26,9 +46,15 @@ def test_unregistered_name_lists_the_names():
         networks.create('resnet19')
 
 
-@pytest.mark.parametrize('name, dirac', [('plain18', True), ('projection50', False)])
-def test_path_equals_spliced_hybrid(name, dirac):
-    student = networks.create(name, dirac=dirac, **SMALL)
+@pytest.mark.parametrize(
+    'name, road',
+    [
+        ('plain18', dict(reparam='dirac', activation='prelu', slope=0.3)),
+        ('projection50', dict(reparam='branches', activation='annealed', slope=0.4)),
+    ],
+)
+def test_path_equals_spliced_hybrid(name, road):
+    student = networks.create(name, **road, **SMALL)
     teacher = networks.create(name.replace('plain', 'resnet').replace('projection', 'resnet'), **SMALL)
     p, r = random_variables(student, 0), random_variables(teacher, 1)
     images = jax.random.normal(jax.random.key(2), (2, 8, 8, 1))
@@ -62,6 +88,24 @@ def test_shortcut_kinds():
         networks.Network(**sizes, shortcuts=('none',) * 3).block_shortcuts()
 
 
+@pytest.mark.parametrize('rectifiers', [16, 32, 96, 256])
+def test_the_tailored_slope_is_that_of_its_authors_package(rectifiers):
+    from dks.base import activation_transform
+
+    def chain(c, rectifier):
+        for _ in range(rectifiers):
+            c = rectifier(c)
+        return c
+
+    made = activation_transform.get_transformed_activations(['leaky_relu'], method='TAT', subnet_max_func=chain)
+    theirs = made['leaky_relu']
+    assert layers.tailored_slope(rectifiers) == pytest.approx(-theirs(-1.0) / theirs(1.0), abs=1e-6)
+
+
+def test_where_relus_are_tailored_already_the_slope_is_zero():
+    assert layers.tailored_slope(4) == 0
+
+
 def test_depth_and_boundaries():
     assert [networks.create(f'resnet{d}').depth for d in (18, 34, 50)] == [18, 34, 50]
     assert networks.Network(stage_sizes=(8, 8, 8, 8)).depth == 66
@@ -69,7 +113,7 @@ def test_depth_and_boundaries():
 
 
 def test_dirac_with_beta_zero_is_identity():
-    conv = networks.Conv(6, 3, dirac=True)
+    conv = layers.Conv(6, 3, dirac=True)
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4))
     params = conv.init(jax.random.key(1), x)['params']
     params['beta'] = jnp.zeros(6)
@@ -91,15 +135,15 @@ def test_small_maps_equal_the_convolution(size, height, width, stride):
             x, kernel, (stride, stride), pad, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
         )
 
-    assert networks.as_matrix(height, width)
-    ours, pull = jax.vjp(lambda x, kernel: networks.convolve(x, kernel, stride), x, kernel)
+    assert height * width <= layers.AS_MATRIX
+    ours, pull = jax.vjp(lambda x, kernel: layers.convolve(x, kernel, stride), x, kernel)
     theirs, pull_theirs = jax.vjp(reference, x, kernel)
     for one, other in zip((ours, *pull(ours)), (theirs, *pull_theirs(theirs)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_batch_norm_keeps_the_unbiased_variance():
-    norm = networks.BatchNorm()
+    norm = layers.BatchNorm()
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4)) * 3 + 1
     variables = norm.init(jax.random.key(1), x, False)
     y, updates = norm.apply(variables, x, True, mutable=['batch_stats'])

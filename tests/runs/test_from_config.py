@@ -69,9 +69,9 @@ def test_taps():
 def test_per_block_shortcuts_and_procedures():
     config = tiny_config(model__shortcuts='none,all,projection')
     assert from_config.student(config, 10).shortcuts == ('none', 'all', 'projection')
-    config.procedure, config.model.dirac = 'resnet', True
+    config.procedure, config.model.reparam = 'resnet', 'dirac'
     network = from_config.student(config, 10)
-    assert network.shortcuts == 'all' and network.dirac is False
+    assert network.shortcuts == 'all' and network.reparam == 'none'
     config.procedure, config.distill.weight = 'feature_kd', 1e-3
     assert from_config.method(config, network).taps == () and from_config.method(config, network).distill_weight == 1e-3
     config.procedure = 'logit_kd'

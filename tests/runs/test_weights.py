@@ -32,13 +32,16 @@ def state_dict(path, change=lambda arrays: arrays, network=None):
     return path
 
 
-@pytest.mark.parametrize('depth', [18, 34, 50])
-def test_pytorch_weights_compute_what_pytorch_computes(torch, tmp_path, depth):
+@pytest.mark.parametrize(
+    'depth, grouped',
+    [(18, {}), (34, {}), (50, {}), (101, {}), (50, dict(per_group=128)), (50, dict(groups=4, per_group=32))],
+)
+def test_pytorch_weights_compute_what_pytorch_computes(torch, tmp_path, depth, grouped):
     from safetensors.torch import save_file
 
     from tests.support import torch_resnet
 
-    theirs = torch_resnet.randomised(depth, width=8, classes=10)
+    theirs = torch_resnet.randomised(depth, width=8, classes=10, **grouped)
     save_file(theirs.state_dict(), tmp_path / 'resnet.safetensors')
     network, variables, data = weights.load(tmp_path / 'resnet.safetensors')
     assert (network.depth, network.width, network.num_classes, network.stem_kind) == (depth, 8, 10, 'imagenet')
@@ -63,7 +66,16 @@ def test_pth_files_of_both_formats_are_read(torch, tmp_path, zipped):
 
 @pytest.mark.parametrize('shortcuts', SHORTCUTS)
 def test_what_is_written_is_read_back(tmp_path, shortcuts):
-    network = Network((1, 2), shortcuts == 'all', 4, 5, 'cifar', shortcuts, dirac=shortcuts == 'none', hidden=(4, 6, 5))
+    network = Network(
+        (1, 2),
+        shortcuts == 'all',
+        4,
+        5,
+        'cifar',
+        shortcuts,
+        reparam='dirac' if shortcuts == 'none' else 'none',
+        hidden=(4, 6, 5),
+    )
     variables = randomised(network, (8, 8, 1))
     data = {'dataset': 'x', 'classes': list('abcde'), 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.2]}
     weights.save(tmp_path / 'w.safetensors', network, variables, data)

@@ -15,6 +15,8 @@ def randomised(network: Network, image_shape: tuple[int, int, int], seed: int = 
 
     def draw(path, leaf):
         name = path[-1].key
+        if name == 'slope':
+            return np.asarray(rng.uniform(0.1, 0.9, leaf.shape), np.float32)
         if name in ('scale', 'var', 'alpha', 'beta'):
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         spread = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if name == 'kernel' else 0.3
