@@ -195,7 +195,8 @@ def test_no_credentials(s3, monkeypatch):
 def test_no_permission():
     with stores.running('s3', INITIAL_NO_AUTH_ACTION_COUNT='100') as store:
         store.make_bucket('runs')
-        urllib.request.urlopen(f'{store.url}/moto-api/reset-auth', data=b'0').close()  # from now on it asks who we are
+        ask_who = urllib.request.Request(f'{store.url}/moto-api/reset-auth', b'0', {'Content-Type': 'text/plain'})
+        urllib.request.urlopen(ask_who).close()  # from now on
         refused(small_config(), 's3://runs/run', 'no permission')
 
 
