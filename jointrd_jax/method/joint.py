@@ -39,6 +39,7 @@ class Method:
     taps: tuple[int, ...] = ()  # block boundaries where P crosses into R; none: no mixed path
     distill_weight: float = 0.0  # w; 0: neither connectors nor the teacher's features exist
     average_paths: bool = False  # divide L by the number of paths, as the authors' joint branch does
+    mean_of_paths: bool = False  # divide m(t) by the number of mixed paths: together they weigh what one would
     label_smoothing: float = 0.0
     kl_alpha: float = 0.0  # Hinton distillation: (1 - alpha) CE + alpha T^2 KL; 0: none
     kl_temperature: float = 4.0
@@ -183,6 +184,7 @@ def joint_loss(
         terms[KL, STUDENT] = losses.hinton_kl(student.logits, teacher.logits, method.kl_temperature)
 
     weights = {CE: 1 - method.kl_alpha, DISTILL: method.distill_weight, KL: method.kl_alpha}
+    mix = mix / max(len(method.taps), 1) if method.mean_of_paths else mix
     loss = sum(weights[kind] * (1 if path == STUDENT else mix) * value for (kind, path), value in terms.items())
     if method.average_paths:
         loss /= method.num_paths

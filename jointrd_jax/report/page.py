@@ -11,6 +11,7 @@ from jointrd_jax.errors import UserError, require
 from jointrd_jax.report import charts, collect
 from jointrd_jax.report.charts import Series
 from jointrd_jax.report.collect import Variant, show
+from jointrd_jax.report.paired import Difference
 from jointrd_jax.runs import from_config
 from jointrd_jax.system import buckets, files
 
@@ -41,6 +42,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
     records = collect.find(paths)
     variants = collect.variants(records)
     left_out = collect.left_out(records, variants)
+    differences = {variant.name: collect.to_resnet(variant, variants) for variant in variants}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -54,7 +56,8 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         variants=variants,
         colour={variant.name: i for i, variant in enumerate(variants)},
         headline=headline(variants),
-        rows=[row(variant) for variant in variants],
+        rows=[row(variant, differences[variant.name]) for variant in variants],
+        intervals=charts.interval_chart(*interval_rows(variants, differences)),
         differences=collect.differences([variant.config for variant in variants]),
         fields=config_lib.FIELDS,
         curves=learning_curves(variants),
@@ -83,7 +86,16 @@ def default_title(variants: list[Variant]) -> str:
     return f'{", ".join(datasets)}: {", ".join(dict.fromkeys(variant.procedure for variant in variants))}'
 
 
-def row(variant: Variant) -> dict[str, Any]:
+def interval_rows(
+    variants: list[Variant], differences: dict[str, Difference | None]
+) -> tuple[str, list[charts.Interval]]:
+    """The title and the lines of the picture of all differences."""
+    found = [(i, variant.name, differences[variant.name]) for i, variant in enumerate(variants)]
+    rows = [charts.Interval(name, d.mean, d.low, d.high, i) for i, name, d in found if d]
+    return 'Top-1 less that of the ResNet, on the same images', rows
+
+
+def row(variant: Variant, difference: Difference | None) -> dict[str, Any]:
     """A variant's line of the results table."""
     summaries = variant.summaries
     first = summaries[0] if summaries else {}
@@ -91,14 +103,21 @@ def row(variant: Variant) -> dict[str, Any]:
         'variant': variant,
         'network': first.get('model', ''),
         'shortcuts': first.get('shortcuts', variant.config['model.shortcuts']),
-        'runs': len(summaries),
-        'seeds': [(run.seed, outcome(run)) for run in variant.runs],
+        'runs': len({run.seed for run in variant.finished}),
+        'seeds': [(name_of(run), outcome(run)) for run in variant.runs],
+        'difference': difference,
         'last': variant.result('last_top1'),
         'best': variant.result('best_top1'),
         'top5': variant.result('last_top5'),
         'teacher': variant.result('teacher_top1'),
         'wall': variant.result('wall_seconds'),
     }
+
+
+def name_of(run: collect.Record) -> str:
+    """'0', or '0 fold 1/5'."""
+    seed, fold = run.key
+    return f'{seed} fold {fold}' if fold else str(seed)
 
 
 def outcome(run: collect.Record) -> str:

@@ -3,6 +3,7 @@
 config.json      the config, flat
 metrics.jsonl    a line per epoch
 summary.json     the result; written when the run is finished
+correct.npy      which evaluation images the last evaluation got right
 not_finite.json  {'step', 'term'} of the loss that ended the run; gone as soon as the run is continued
 checkpoints/     see `checkpoint`
 teacher/         the run directory of the teacher, if it was trained along
@@ -10,6 +11,7 @@ teacher/         the run directory of the teacher, if it was trained along
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 from pathlib import Path
@@ -27,6 +29,7 @@ from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.system import buckets, files
 
 CONFIG, METRICS, SUMMARY, NOT_FINITE = 'config.json', 'metrics.jsonl', 'summary.json', 'not_finite.json'
+CORRECT = 'correct.npy'
 MEASURES = ('last_top1', 'best_top1', 'last_top5', 'teacher_top1')  # of a summary: percent, or None where unmeasured
 DETAILS = {'student_digest': str, 'devices': str, 'versions': dict, 'taps': list}  # of a summary, where it has them
 MAX_SIDE = 1 << 16  # of images
@@ -136,6 +139,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise UserError(f'{path} is damaged: line {i} is not a line of metrics')
         metrics.append(numbers)
     return metrics
+
+
+def write_correct(path: Path, correct: np.ndarray) -> None:
+    """Write what `read_correct` reads."""
+    blob = io.BytesIO()
+    np.save(blob, correct.astype(np.int8))
+    files.write_atomically(Path(path) / CORRECT, blob.getvalue())
+
+
+def read_correct(path: Path) -> np.ndarray | None:
+    """[evaluation images] of the run at `path`: 1 where its last evaluation was right, 0 where not, -1 unread images.
+
+    None where the run kept none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = Path(path) / CORRECT
+    if not path.is_file():
+        return None
+    try:
+        correct = np.load(path, allow_pickle=False)
+        if correct.dtype != np.int8 or correct.ndim != 1 or not np.isin(correct, (-1, 0, 1)).all():
+            raise ValueError('other numbers')
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f'{path} is damaged: not which images were right') from error
+    return correct
 
 
 def check_data(data: Any, where: Path) -> dict[str, Any]:

@@ -268,9 +268,12 @@ class Trainer:
             return False
         accuracies = {}
         if epoch % job.config.eval_every == 0 or step == job.total_steps:
-            accuracies = job.evaluate(position.state)
-            if accuracies is None:
+            found = job.evaluate(position.state)
+            if found is None:
                 return False
+            accuracies = found.accuracies
+            if distributed.is_first():
+                run_directory.write_correct(job.workdir, found.correct)
             if accuracies['top1'] > history.best_top1:
                 position.best = step_lib.copy(position.state.student)
                 history.best_top1, history.best_epoch = accuracies['top1'], epoch

@@ -106,6 +106,11 @@ def test_the_mixture_is_the_weighted_sum_of_its_paths(float64):
 
     alone = gradient(joint.Method())(1.0)
     zero, half, full = map(gradient(joint.Method(taps)), (0.0, 0.5, 1.0))
+    shared = gradient(joint.Method(taps, mean_of_paths=True))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        shared(1.0), gradient(joint.Method(taps))(1 / len(taps)),
+    )  # fmt: skip
     averaged = gradient(joint.Method(taps, average_paths=True))(0.5)
 
     def same(a, b):
