@@ -26,7 +26,7 @@ from jointrd_jax.errors import UserError, choice_error, whole_number
 from jointrd_jax.method import joint
 from jointrd_jax.method.joint import Method, TeacherView
 from jointrd_jax.method.networks import create
-from jointrd_jax.system import files, runtime
+from jointrd_jax.system import buckets, files, runtime
 from jointrd_jax.train import step as step_lib
 from jointrd_jax.train.step import AXIS
 
@@ -422,7 +422,7 @@ def run(
         groups = iter([config_tasks(config, procedures)])
     else:
         groups = (synthetic_tasks(shape, procedures, settings) for shape in (shapes or default_shapes()).split(','))
-    if out and not Path(out).absolute().parent.is_dir():
+    if out and not buckets.is_remote(out) and not Path(out).absolute().parent.is_dir():
         raise UserError(f'--out: the directory of {out} does not exist')
     steps = [whole_number('steps_per_dispatch', number, 2, 1000) for number in steps_per_dispatch]
     result = measure(groups, rounds, compiler_options, steps, trace)
@@ -433,7 +433,7 @@ def run(
     )
     print(table(result['rows']))
     if out:
-        files.write_json(Path(out), result)
+        files.write_json(buckets.place(out), result)
     return result
 
 

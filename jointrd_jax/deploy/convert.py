@@ -152,23 +152,22 @@ def convert(
       UserError: `path` holds no network, `out` holds something already, or they do not fit together.
     """
     from jointrd_jax.runs import provenance, run_directory, weights
-    from jointrd_jax.system import files
+    from jointrd_jax.system import buckets, files
 
-    path, out = Path(path), Path(out)
-    if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise UserError(f'{out} exists already; choose another --out')
+    path, out = buckets.place(path), buckets.place(out)
+    with buckets.answering(out):
+        if out.is_file() or (out.exists() and any(out.iterdir())):
+            raise UserError(f'{out} exists already; choose another --out')
     if out.suffix in weights.ENDINGS and out.suffix != '.safetensors':
         raise UserError(f'{out}: weights are written as .safetensors only')
-    if not path.exists():
-        raise UserError(f'{path}: no such run or weight file')
+    with buckets.answering(path):
+        if not path.exists():
+            raise UserError(f'{path}: no such run or weight file')
     source = open_source(path, which, dataset, data_dir, image_size)
     if remove_shortcuts:
         source = without_shortcuts(source)
     if out.suffix == '.safetensors':
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f'cannot write {out}: {error.strerror}') from error
+        files.make_parent(out)
         weights.save(out, source.network, source.variables, source.data)
     else:
         network = source.network
@@ -185,6 +184,6 @@ def convert(
             'student_digest': run_directory.digest(source.variables),
             'versions': provenance.versions(),
         }
-        with files.atomic_directory(out) as directory:
+        with files.atomic_directory(out, last=run_directory.SUMMARY) as directory:
             run_directory.save(directory, source.config, source.variables, source.data, summary)
     print(f'{weights.name_of(source.network)}: {path} -> {out}')
