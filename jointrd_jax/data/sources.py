@@ -12,7 +12,11 @@ from jointrd_jax.data.images import BadImage
 from jointrd_jax.data.tfrecord import TFRecordFiles
 from jointrd_jax.errors import UserError
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', '.tiff')  # as torchvision
+# Of the formats that `images` opens, as files are commonly called.
+IMAGE_SUFFIXES = (
+    '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.ppm', '.pgm', '.pbm', '.pnm', '.bmp', '.webp', '.tif', '.tiff',
+    '.gif', '.avif', '.jp2', '.j2k',
+)  # fmt: skip
 OPENED_AT_ONCE = 16
 
 

@@ -8,6 +8,7 @@ import ml_collections
 from jointrd_jax.method.networks import Network
 from jointrd_jax.runs import run_directory, weights
 from jointrd_jax.runs.run_directory import Run
+from jointrd_jax.system import buckets
 
 
 def load(
@@ -32,7 +33,7 @@ def load(
     Raises:
       UserError: nothing there, damaged, or a weight file that does not fit.
     """
-    path = Path(path)
+    path = buckets.place(path)
     if not weights.is_weight_file(path):
         return run_directory.load(path, which)
     channels = None if new_head else data['image_shape'][-1]

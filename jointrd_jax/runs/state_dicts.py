@@ -22,6 +22,7 @@ import safetensors
 from jointrd_jax.errors import UserError, require
 from jointrd_jax.runs import foreign_names
 from jointrd_jax.runs.foreign_names import Shapes
+from jointrd_jax.system import buckets
 
 PYTORCH = ('.pth', '.pt', '.pth.tar', '.tar', '.bin', '.ckpt', '.th')
 ENDINGS = ('.safetensors', *PYTORCH)
@@ -64,8 +65,9 @@ class StateDict(NamedTuple):
 
 def is_weight_file(path: str | Path) -> bool:
     """Whether `path` names a file, or what would be a weight file, rather than a directory."""
-    path = Path(path)
-    return not path.is_dir() and (path.is_file() or path.name.lower().endswith(ENDINGS))
+    path = buckets.place(path)
+    with buckets.answering(path):
+        return not path.is_dir() and (path.is_file() or path.name.lower().endswith(ENDINGS))
 
 
 def open_state_dict(path: str | Path, ema: bool = False) -> StateDict:
@@ -78,12 +80,16 @@ def open_state_dict(path: str | Path, ema: bool = False) -> StateDict:
     Raises:
       UserError: no such file, not what its ending says, not a state dict, or a pickle that would run code.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = buckets.place(path)
+    with buckets.answering(path):
+        there = path.is_file()
+    if not there:
         raise UserError(f'{path}: no such weight file')
     if not path.name.lower().endswith(ENDINGS):
         ending = path.suffix or path.name
         raise UserError(f'{path}: weights are read from {", ".join(ENDINGS)} files, not {ending!r}')
+    with buckets.answering(path):
+        path = buckets.local_copy(path)
     try:
         with open(path, 'rb') as file:
             head = file.read(512)

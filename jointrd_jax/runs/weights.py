@@ -16,7 +16,7 @@ from jointrd_jax.runs import foreign_names
 from jointrd_jax.runs.foreign_names import Shapes
 from jointrd_jax.runs.state_dicts import ENDINGS, METADATA, StateDict, is_weight_file, open_state_dict
 from jointrd_jax.runs.torch_names import export_names, import_names, names, template, to_torch_layout
-from jointrd_jax.system import files
+from jointrd_jax.system import buckets, files
 
 __all__ = ['ENDINGS', 'METADATA', 'is_weight_file', 'open_state_dict']  # of state_dicts, for callers of this module
 
@@ -212,4 +212,4 @@ def save(path: str | Path, network: Network, variables: Variables, data: dict[st
     """
     about = {'network': {field: getattr(network, field) for field in NETWORK_FIELDS}, 'data': data}
     blob = safetensors.numpy.save(export_names(variables), {METADATA: json.dumps(about), 'format': 'pt'})
-    files.write_atomically(Path(path), blob)
+    files.write_atomically(buckets.place(path), blob)

@@ -1,11 +1,14 @@
 import functools
 import io
 import math
+import struct
+import zlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from jointrd_jax.data import images
 from tests.support import real_data
@@ -110,17 +113,130 @@ def test_a_cut_off_image_is_bad(kind, share):
 
 @pytest.mark.parametrize('data', [b'', b'<html>not found</html>', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n' + bytes(20)])
 def test_what_is_no_image_is_bad(data):
-    with pytest.raises(images.BadImage, match=r'not an image|empty'):
+    with pytest.raises(images.BadImage, match=r'not an image|empty|HTML page'):
         images.Encoded(data)
 
 
-def test_more_than_8_bits_are_refused_and_not_cut_down():
-    deep = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
-    tiff = io.BytesIO()
-    Image.fromarray(np.ones((8, 8), np.float32)).save(tiff, 'TIFF')
-    for data in (real_data.png(deep), tiff.getvalue()):
-        with pytest.raises(images.BadImage, match='more than 8 bits per channel'):
-            images.Encoded(data)
+def deep_images():
+    """Every kind of file that holds more than 8 bits per channel, as OpenCV and Pillow write them."""
+    grey = np.random.default_rng(0).integers(0, 4096, (64, 96)).astype(np.uint16)
+    colour, found = np.dstack([grey] * 3), {'float TIFF': encoded(Image.fromarray(grey.astype(np.float32)), 'TIFF')}
+    for kind, pixels in (('grey', grey), ('RGB', colour), ('RGBA', np.dstack([colour, grey]))):
+        for suffix in ('.png', '.tiff', '.jp2'):
+            found[f'{kind} {suffix}'] = cv2.imencode(suffix, pixels)[1].tobytes()
+    found['grey and alpha .png'] = grey_and_alpha_png(grey)
+    for name, maxval in (('10 bits', 1023), ('16 bits', 65535)):
+        found[f'PGM of {name}'] = b'P5 96 64 %d\n' % maxval + grey.astype('>u2').tobytes()
+        found[f'PPM of {name}'] = b'P6 96 64 %d\n' % maxval + colour.astype('>u2').tobytes()
+        found[f'plain PPM of {name}'] = b'P3 96 64 %d\n' % maxval + b' '.join(b'%d' % v for v in colour.ravel() % 1024)
+    for depth in (10, 12):
+        options = [cv2.IMWRITE_AVIF_DEPTH, depth, cv2.IMWRITE_AVIF_SPEED, 9]
+        found[f'AVIF of {depth} bits'] = cv2.imencode('.avif', colour, options)[1].tobytes()
+    baseline = real_data.jpeg(Image.new('RGB', (16, 16)))
+    found['JPEG of 12 bits'] = baseline.replace(b'\xff\xc0\x00\x11\x08', b'\xff\xc1\x00\x11\x0c')
+    return found
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def grey_and_alpha_png(grey: np.ndarray) -> bytes:
+    """PNG's colour type 4 with 16 bits, which neither library writes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+
+    rows = b''.join(b'\0' + np.repeat(row, 2).astype('>u2').tobytes() for row in grey)
+    header = struct.pack('>IIBBBBB', grey.shape[1], grey.shape[0], 16, 4, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize(
+    ('content', 'what'),
+    [
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'a Git LFS pointer'),
+        (b'\n<!DOCTYPE html><html></html>', 'an HTML page'),
+        (b'<?xml version="1.0"?>\n<!-- made by hand --><svg xmlns="http://www.w3.org/2000/svg"/>', 'an SVG drawing'),
+        (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(200), 'a HEIC image'),
+        (b'%PDF-1.7', 'a PDF document'),
+        (b'PK\x03\x04' + bytes(40), 'a ZIP archive'),
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'),  # Pillow would start Ghostscript
+    ],
+)
+def test_what_is_in_place_of_an_image_is_named(content, what):
+    with pytest.raises(images.BadImage, match=what):
+        images.Encoded(content)
+
+
+def test_more_than_8_bits_are_refused_in_every_format_and_mode():
+    for kind, data in deep_images().items():
+        with pytest.raises(images.BadImage, match='more than 8 bits per channel .*scale it to 8 bits'):
+            pytest.fail(f'{kind}: accepted as {images.Encoded(data).pixels().max()}')
+
+
+def test_8_bits_and_fewer_are_read_in_every_format():
+    photo = Image.open(PHOTO).convert('RGB').reduce(8)
+    written = {kind: encoded(photo, kind) for kind in ('BMP', 'ICO', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF')}
+    written |= {'GIF': encoded(photo, 'GIF'), 'AVIF': encoded(photo, 'AVIF', quality=95)}
+    written |= {'WEBP': encoded(photo, 'WEBP', quality=95), 'MPO': encoded(photo, 'MPO', save_all=True, quality=95)}
+    for mode in ('1', 'L', 'LA', 'P', 'PA', 'RGBA'):
+        written[f'PNG {mode}'] = encoded(photo.convert(mode) if mode != 'PA' else photo.convert('P'), 'PNG')
+    written['bitmap'] = encoded(photo.convert('1'), 'PPM')
+    for kind, data in written.items():
+        pixels, grey = images.Encoded(data).pixels(), kind in ('PNG 1', 'PNG L', 'PNG LA', 'bitmap')
+        expected = np.asarray(photo.convert('L' if grey else 'RGB').convert('RGB').resize(pixels.shape[1::-1]))
+        assert abs(float(pixels.mean()) - float(expected.mean())) < 6, kind
+        assert close(pixels, expected) < {'PNG 1': 110, 'bitmap': 110, 'PNG P': 20, 'PNG PA': 20}.get(kind, 8), kind
+
+
+def test_an_orientation_is_ignored_in_every_format():
+    """As in torchvision; Pillow alone would turn TIFFs."""
+    photo = Image.open(PHOTO).convert('RGB').reduce(8)
+    for orientation in range(1, 9):
+        tag = Image.Exif()
+        tag[ExifTags.Base.Orientation] = orientation
+        for kind in ('JPEG', 'PNG', 'TIFF', 'WEBP', 'AVIF'):
+            image = images.Encoded(encoded(photo, kind, exif=tag, quality=95))
+            assert (image.height, image.width) == (photo.height, photo.width), (kind, orientation)
+            assert close(image.pixels(), np.asarray(photo)) < 6, (kind, orientation)
+
+
+@pytest.mark.parametrize('size', [(1, 60000), (60000, 1), (3, 3001)])
+def test_an_extremely_thin_image_is_bad(size):
+    with pytest.raises(images.BadImage, match=f'{size[0]}x{size[1]} pixels: one side is more than 1000 times'):
+        images.centre_crop(real_data.png(Image.new('RGB', size)), 224, 256)
+
+
+@pytest.mark.parametrize('size', [(1, 1000), (700, 1), (20, 19000)])
+def test_of_a_thin_image_only_the_centre_is_resized(size):
+    """Resized whole to a shorter side of 2000, the first would have four billion pixels."""
+    ramp = np.linspace(0, 255, max(size)).astype(np.uint8)
+    pixels = np.repeat(ramp[:, None], min(size), 1)
+    image = Image.fromarray(pixels if size[1] > size[0] else pixels.T).convert('RGB')
+    crop = images.centre_crop(real_data.png(image), 64, 2000)
+    assert crop.shape == (64, 64, 3)
+    assert close(crop, np.full_like(crop, 127)) < 2
+    for scale in (0.08, 1.0):
+        assert images.random_resized_crop(real_data.png(image), 64, np.random.default_rng(0), scale).shape == crop.shape
+
+
+def test_the_part_that_is_resized_is_that_of_the_whole(monkeypatch):
+    expected = images.centre_crop(PHOTO.read_bytes(), 64, 73)
+    monkeypatch.setattr(images, 'MAX_RESIZED', 0)
+    assert close(images.centre_crop(PHOTO.read_bytes(), 64, 73), expected) < 0.1
+
+
+def test_grey_crops_are_those_of_the_colours():
+    colours = images.centre_crop(PHOTO.read_bytes(), 48, 60)
+    grey = images.centre_crop(PHOTO.read_bytes(), 48, 60, channels=1)
+    assert grey.shape == (48, 48, 1) and close(grey[..., 0], np.asarray(Image.fromarray(colours).convert('L'))) < 1
+    random = images.random_resized_crop(PHOTO.read_bytes(), 48, np.random.default_rng(0), channels=1)
+    assert random.shape == (48, 48, 1)
+    digit = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    assert np.array_equal(images.whole(real_data.png(digit), (16, 16, 1))[..., 0], np.asarray(digit))
 
 
 def test_an_image_bomb_is_refused_by_its_header():
