@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from jointrd_jax.data import normalisation
 from jointrd_jax.data.base import InMemory
 
 TEST_SIZE = 500
@@ -36,5 +37,7 @@ def load(config: ml_collections.ConfigDict) -> InMemory:
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = order[:TEST_SIZE], order[TEST_SIZE:]
     classes = tuple(str(digit) for digit in range(10))
-    mean, std = (images[train].mean() / 255,), (images[train].std() / 255,)
+    mean, std = normalisation.mean_and_std(
+        config.dataset, 1, None, lambda: ((images[train].mean() / 255,), (images[train].std() / 255,))
+    )
     return InMemory('digits', classes, (images[train], labels[train]), (images[test], labels[test]), mean, std, config)
