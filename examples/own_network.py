@@ -1,9 +1,10 @@
 """JointRD on a network of your own: python examples/own_network.py [EPOCHS]
 
-The method asks a Flax module for four things: the attribute `num_blocks`, `__call__(x, train, taps)` that returns
-logits, the last feature map and the maps at the taps (`models.Outputs`), `run_blocks(h, start, stop)` and
-`run_head(h)`. Teacher and student may be any two modules whose maps at the taps have the same shape. Here: depthwise
-separable blocks with and without an addition, on scikit-learn's digits, with a training loop of your own.
+The method asks a Flax module for four things (`method.interface.StagedNetwork`): the attribute `num_blocks`,
+`__call__(x, train, taps)` that returns logits, the last feature map and the maps at the taps (`Outputs`),
+`run_blocks(h, start, stop)` and `run_head(h)`. Teacher and student may be any two modules whose maps at the taps have
+the same shape. Here: depthwise separable blocks with and without an addition, on scikit-learn's digits, with a
+training loop of your own.
 """
 
 import sys
@@ -15,8 +16,8 @@ import optax
 
 from jointrd_jax import config as config_lib, data
 from jointrd_jax.method import joint
-from jointrd_jax.method.joint import Method, Networks
-from jointrd_jax.method.networks import Outputs
+from jointrd_jax.method.interface import Outputs
+from jointrd_jax.method.joint import Method, Networks, TeacherView
 
 BATCH = 64
 TAPS = (2, 4)
@@ -78,7 +79,14 @@ def train(dataset, networks, method, epochs, teacher=None, seed=0):
     def step(params, batch_stats, state, batch, key, mix):
         images, labels = dataset.preprocess(device_arrays, batch, key)
         gradient, (terms, batch_stats) = jax.grad(joint.joint_loss, has_aux=True)(
-            params, batch_stats, images, labels, networks=networks, method=method, mix=mix, teacher=teacher
+            params,
+            batch_stats,
+            images,
+            labels,
+            networks=networks,
+            method=method,
+            mix=mix,
+            teacher=teacher and TeacherView(teacher),
         )
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), batch_stats, state, terms

@@ -66,7 +66,7 @@ parts = jax.jit(
             1.0,
             networks=joint.Networks(plain, resnet),
             method=method,
-            teacher=first,
+            teacher=joint.TeacherView(first),
         )
     )
 )(second['params'])

@@ -11,12 +11,8 @@ SMALL = ['--shapes=18:32:4', '--width=4', '--rounds=2']
 ONLY_JAX = """
 import runpy, sys
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('ml_collections', 'grain', 'tensorflow_datasets', 'sklearn', 'cv2'):
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Missing())
+for missing in ('ml_collections', 'grain', 'tensorflow_datasets', 'sklearn', 'cv2'):
+    sys.modules[missing] = None
 runpy.run_module('jointrd_jax.benchmark', run_name='__main__')
 """
 
@@ -109,9 +105,9 @@ for procedure in torch_jointrd.PROCEDURES:
     if networks.teacher:
         teacher = networks.teacher.initialise(jax.random.key(7), shape)
         fill_network(stepper.loss.frozen[0], networks.teacher, teacher)
-        given = {'teacher': teacher, 'teacher_features': networks.teacher.apply(teacher, images).features,
-                 'margin': step.margin(networks.teacher, teacher)}
-        stepper.loss.margin.data = torch.tensor(np.asarray(given['margin']))
+        view = joint.TeacherView(teacher, step.margin(networks.teacher, teacher))
+        given = {'teacher': view.with_outputs(networks.teacher.apply(teacher, images))}
+        stepper.loss.margin.data = torch.tensor(np.asarray(view.margin))
         for connector, path in zip(stepper.loss.connectors, joint.path_names(method.taps), strict=True):
             fill(connector, state.params['connectors'], state.batch_stats['connectors'], f'{path}_conv', f'{path}_bn')
     ours, _ = joint.joint_loss(

@@ -103,7 +103,7 @@ class Golden:
         def loss(params, batch_stats, images, labels, teacher, outputs, margin):
             return joint.joint_loss(
                 params, batch_stats, images, labels, networks=self.networks, method=method, mix=self.m,
-                teacher=teacher, teacher_logits=outputs.logits, teacher_features=outputs.features, margin=margin,
+                teacher=joint.TeacherView(teacher, margin, outputs.logits, outputs.features),
             )  # fmt: skip
 
         compiled = jax.jit(jax.value_and_grad(loss, has_aux=True) if gradient else loss)
@@ -115,19 +115,16 @@ class Golden:
         config = shipped_config('cifar10', optimizer__schedule='constant')
         optimizer = from_config.optimizer(config, optax.constant_schedule(0.1))
         params, batch_stats = self.trees()
-        teacher = {'variables': self.variables['teacher'], 'margin': self.margin()}
-        if teacher_trains:
-            teacher['opt_state'] = optimizer.init(teacher['variables']['params'])
+        teacher = joint.TeacherView(self.variables['teacher'], self.margin())
+        learning = step_lib.LearningTeacher(teacher, optimizer.init(teacher.variables['params']))
         names = step_lib.term_names(self.method, teacher_trains)
         state = step_lib.TrainState(
             step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats, opt_state=optimizer.init(params),
-            rate_scale=jnp.ones((), self.dtype), teacher=teacher if teacher_trains else None,
+            rate_scale=jnp.ones((), self.dtype), teacher=learning if teacher_trains else None,
             epoch_sums={name: jnp.zeros((), self.dtype) for name in names},
             fault={'step': jnp.full((), -1, jnp.int32), 'term': jnp.full((), -1, jnp.int32)},
         )  # fmt: skip
-        device_step = step_lib.make_device_step(
-            self.networks, self.method, optimizer, 1, lambda epoch: self.m, self.method.num_paths
-        )
+        device_step = step_lib.make_device_step(self.networks, self.method, optimizer, 1, lambda epoch: self.m)
         mesh = jax.make_mesh(
             (1,), (step_lib.AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,)
         )

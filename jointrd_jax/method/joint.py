@@ -17,17 +17,19 @@ NeurIPS 2020, equations 3-6. Every baseline is this loss with terms left out (se
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jointrd_jax.method import losses
-from jointrd_jax.method.networks import Variables
+from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables, required
 
-STUDENT = 'student'
+STUDENT, TEACHER = 'student', 'teacher'
+CE, DISTILL, KL = KINDS = ('ce', 'distill', 'kl')  # of the loss terms, see `term_name`
+LOSS = 'loss'  # what they add up to
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,20 @@ class Method:
     taps: tuple[int, ...] = ()  # block boundaries where P crosses into R; none: no mixed path
     distill_weight: float = 0.0  # w; 0: neither connectors nor the teacher's features exist
     average_paths: bool = False  # divide L by the number of paths, as the authors' joint branch does
+    mean_of_paths: bool = False  # divide m(t) by the number of mixed paths: together they weigh what one would
     label_smoothing: float = 0.0
     kl_alpha: float = 0.0  # Hinton distillation: (1 - alpha) CE + alpha T^2 KL; 0: none
     kl_temperature: float = 4.0
+    mixes: bool = True  # False: m(t) is 0, the mixed paths are not run; L is divided by as many paths
 
     @property
     def num_paths(self) -> int:
         return len(self.taps) + 1
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that are run: 'path1', 'path2', ... in the order of `taps`, and 'student'."""
+        return path_names(self.taps if self.mixes else ())
 
     @property
     def reads_teacher(self) -> bool:
@@ -55,8 +64,37 @@ class Method:
         return self.reads_teacher or bool(self.taps)
 
     def without_mixing(self) -> 'Method':
-        """The same loss where m(t) is 0, for the same divisor (see `joint_loss`)."""
-        return Method(**{**self.__dict__, 'taps': ()})
+        """The same loss where m(t) is 0."""
+        return replace(self, mixes=False)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The modules of a training run. `teacher` and `connectors` are None where the method has none."""
+
+    student: StagedNetwork
+    teacher: StagedNetwork | None = None
+    connectors: nn.Module | None = None
+
+
+class TeacherView(NamedTuple):
+    """What the loss sees of the teacher R. All of it is constant: no gradient is computed for it.
+
+    Attributes:
+      variables: R's, for its later blocks.
+      margin: [C] per-channel margin of D, from `losses.margins`; None where the method has no D.
+      logits: R(x) [B, classes]; None where the method does not read it.
+      features: f_R [B, h, w, C]; the same.
+    """
+
+    variables: Variables
+    margin: jax.Array | None = None
+    logits: jax.Array | None = None
+    features: jax.Array | None = None
+
+    def with_outputs(self, outputs: Outputs) -> 'TeacherView':
+        """The same with what the teacher gives for the batch at hand."""
+        return self._replace(logits=outputs.logits, features=outputs.features)
 
 
 def path_names(taps: Sequence[int]) -> tuple[str, ...]:
@@ -64,17 +102,19 @@ def path_names(taps: Sequence[int]) -> tuple[str, ...]:
     return (*(f'path{i}' for i in range(1, len(taps) + 1)), STUDENT)
 
 
-@dataclass(frozen=True)
-class Networks:
-    """The modules of a training run. `teacher` and `connectors` are None where the method has none.
+def term_name(kind: str, path: str) -> str:
+    """What a term of the loss is called in logs, before its weight: 'ce/path1', 'distill/student', ..."""
+    return f'{kind}/{path}'
 
-    Any Flax modules with the methods `__call__(x, train, taps) -> Outputs`, `run_blocks`, `run_head`
-    and the attribute `num_blocks` (see `models.Network`) can stand here.
-    """
 
-    student: nn.Module
-    teacher: nn.Module | None = None
-    connectors: nn.Module | None = None
+def term_names(method: Method) -> tuple[str, ...]:
+    """The names of what `joint_loss` reports: the loss, and its terms by kind and path."""
+    paths = {
+        CE: method.paths,
+        DISTILL: method.paths if method.distill_weight else (),
+        KL: (STUDENT,) if method.kl_alpha else (),
+    }
+    return (LOSS, *(term_name(kind, path) for kind in KINDS for path in paths[kind]))
 
 
 def mixing_weight(epoch: jax.typing.ArrayLike, eta: float, mix_epochs: float) -> jax.Array:
@@ -85,21 +125,18 @@ def mixing_weight(epoch: jax.typing.ArrayLike, eta: float, mix_epochs: float) ->
 
 
 def residual_paths(
-    teacher: nn.Module, variables: Variables, tapped: Sequence[jax.Array], taps: Sequence[int]
+    teacher: StagedNetwork, variables: Variables, tapped: Sequence[jax.Array], taps: Sequence[int]
 ) -> list[tuple[jax.Array, jax.Array]]:
     """(z_i, f_i) of every mixed path: the maps `tapped` at `taps` through R's later blocks and head.
 
     With running statistics R is a function of each image alone, so paths are batched: a block of R
     runs once, on all paths that have reached it.
     """
-    if not taps:
-        return []
     residual = teacher.bind(variables)
     bounds = (*taps, residual.num_blocks)
-    h = None
-    for entering, start, stop in zip(tapped, bounds, bounds[1:]):
-        h = entering if h is None else jnp.concatenate([h, entering])
-        h = residual.run_blocks(h, start, stop)
+    h = residual.run_blocks(tapped[0], bounds[0], bounds[1])
+    for entering, start, stop in zip(tapped[1:], bounds[1:], bounds[2:]):
+        h = residual.run_blocks(jnp.concatenate([h, entering]), start, stop)
     return list(zip(jnp.split(residual.run_head(h), len(taps)), jnp.split(h, len(taps))))
 
 
@@ -111,51 +148,50 @@ def joint_loss(
     *,
     networks: Networks,
     method: Method,
+    teacher: TeacherView | None = None,
     mix: jax.typing.ArrayLike = 1.0,
-    teacher: Variables | None = None,
-    teacher_logits: jax.Array | None = None,
-    teacher_features: jax.Array | None = None,
-    margin: jax.Array | None = None,
-    num_paths: int | None = None,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
-    """L for one batch, its named terms, and the running statistics after the forward pass.
+    """L for one batch, its named terms (see `term_names`), and the running statistics after the forward pass.
 
     Args:
       params: trained parameters, {'student': ..., 'connectors': ...}; the latter only if `distill_weight` > 0.
       batch_stats: running statistics, with the same keys.
       images: [B, H, W, C], normalised.
       labels: [B] integers.
+      teacher: what `method` needs of R, if anything.
       mix: m(t).
-      teacher: R's variables; constants, no gradient is computed for them.
-      teacher_logits: R(x), where the method reads it.
-      teacher_features: f_R, where the method reads it.
-      margin: [C] per-channel margin of D, from `losses.margins`.
-      num_paths: divisor of `average_paths` where it is not the method's own.
     """
+    taps = method.taps if method.mixes else ()
     student, updates = networks.student.apply(
-        {'params': params['student'], 'batch_stats': batch_stats['student']},
-        images, train=True, taps=method.taps, mutable=['batch_stats'],
+        {'params': params[STUDENT], 'batch_stats': batch_stats[STUDENT]},
+        images, train=True, taps=taps, mutable=['batch_stats'],
     )  # fmt: skip
-    outputs = residual_paths(networks.teacher, teacher, student.taps, method.taps)
-    paths = dict(zip(path_names(method.taps), [*outputs, (student.logits, student.features)]))
-    weight = {path: 1.0 if path == STUDENT else mix for path in paths}
+    mixed = []
+    if taps:
+        residual, view = required(networks.teacher, 'a teacher'), required(teacher, "the teacher's variables")
+        mixed = residual_paths(residual, view.variables, student.taps, taps)
+    paths = dict(zip(method.paths, [*mixed, (student.logits, student.features)]))
     batch_stats = {**batch_stats, STUDENT: updates['batch_stats']}
 
-    ce = {path: losses.cross_entropy(z, labels, method.label_smoothing) for path, (z, _) in paths.items()}
-    loss = (1 - method.kl_alpha) * sum(weight[path] * ce[path] for path in paths)
-    terms = {f'ce/{path}': value for path, value in ce.items()}
+    terms = {(CE, path): losses.cross_entropy(z, labels, method.label_smoothing) for path, (z, _) in paths.items()}
     if method.distill_weight:
-        connected, updates = networks.connectors.apply(
+        view = required(teacher, "the teacher's outputs")
+        target, margin = required(view.features, "the teacher's features"), required(view.margin, 'a margin')
+        connected, updates = required(networks.connectors, 'connectors').apply(
             {'params': params['connectors'], 'batch_stats': batch_stats['connectors']},
             {path: f for path, (_, f) in paths.items()}, mutable=['batch_stats'],
         )  # fmt: skip
         batch_stats['connectors'] = {**batch_stats['connectors'], **updates['batch_stats']}
         for path, f in connected.items():
-            terms[f'distill/{path}'] = losses.margin_distillation(f, teacher_features, margin)
-            loss += weight[path] * method.distill_weight * terms[f'distill/{path}']
+            terms[DISTILL, path] = losses.margin_distillation(f, target, margin)
     if method.kl_alpha:
-        terms['kl/student'] = losses.hinton_kl(student.logits, teacher_logits, method.kl_temperature)
-        loss += method.kl_alpha * terms['kl/student']
+        logits = required(required(teacher, "the teacher's outputs").logits, "the teacher's logits")
+        terms[KL, STUDENT] = losses.hinton_kl(student.logits, logits, method.kl_temperature)
+
+    weights = {CE: 1 - method.kl_alpha, DISTILL: method.distill_weight, KL: method.kl_alpha}
+    mix = mix / max(len(method.taps), 1) if method.mean_of_paths else mix
+    parts = (weights[kind] * (1 if path == STUDENT else mix) * value for (kind, path), value in terms.items())
+    loss = jnp.asarray(sum(parts))
     if method.average_paths:
-        loss /= num_paths or method.num_paths
-    return loss, ({'loss': loss, **terms}, batch_stats)
+        loss /= method.num_paths
+    return loss, ({LOSS: loss, **{term_name(*key): value for key, value in terms.items()}}, batch_stats)

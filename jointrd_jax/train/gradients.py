@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from jointrd_jax.data import Dataset
 from jointrd_jax.method import joint
-from jointrd_jax.method.joint import STUDENT, Method, Networks
+from jointrd_jax.method.interface import required
+from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
 from jointrd_jax.train.step import AXIS, TrainState, replicated
 
 Tree = Any
@@ -84,16 +85,16 @@ def make_measure(
 ) -> Callable:
     """(state, frozen, device_arrays, batch, epoch) -> `mixture` of the gradient that the step at hand takes."""
 
-    def device_measure(state: TrainState, frozen: Tree, images: jax.Array, labels: jax.Array, epoch: jax.Array):
-        teacher = state.teacher or frozen
-        outputs = networks.teacher.apply(teacher['variables'], images) if method.reads_teacher else None
+    def device_measure(
+        state: TrainState, frozen: TeacherView | None, images: jax.Array, labels: jax.Array, epoch: jax.Array
+    ):
+        teacher = state.teacher.view if state.teacher else frozen
+        if method.reads_teacher:
+            view, network = required(teacher, "the teacher's variables"), required(networks.teacher, 'a teacher')
+            teacher = view.with_outputs(network.apply(view.variables, images))
         gradients = by_origin(
             state.params, state.batch_stats, images, labels, mixing_weight(epoch),
-            networks=networks, method=method,
-            teacher=teacher['variables'] if teacher else None,
-            teacher_logits=outputs.logits if outputs else None,
-            teacher_features=outputs.features if outputs else None,
-            margin=teacher['margin'] if method.distill_weight else None,
+            networks=networks, method=method, teacher=teacher,
         )  # fmt: skip
         return mixture(jax.lax.pmean(gradients, AXIS))
 
@@ -121,7 +122,7 @@ class Probe:
         self.every, self.epochs, self.steps_per_epoch = config.log.gradients, config.epochs, steps_per_epoch
         self.stride = max(steps_per_epoch // SAMPLES_PER_EPOCH, 1)
         self.measure = measure
-        self.seen: list[dict[str, jax.Array]] = []
+        self.seen: list[dict[str, Any]] = []
 
     def is_due(self, step: int) -> bool:
         """Whether to look before `step` is taken."""

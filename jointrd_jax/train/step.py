@@ -16,13 +16,16 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax.method import joint, layers, losses
-from jointrd_jax.method.joint import STUDENT, Method, Networks
-from jointrd_jax.method.networks import Connectors, Network, Variables
+from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables, required
+from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
+from jointrd_jax.method.networks import Connectors, Network
 
 if TYPE_CHECKING:  # the step itself needs nothing beyond jax, flax and optax (see benchmark.py)
     from jointrd_jax.data import Dataset
 
 AXIS = 'data'
+TEACHER_LOSS = joint.term_name(joint.CE, joint.TEACHER)  # what a teacher that trains too is trained on
+GRADIENT_NORM = 'gradient_norm'
 Tree = Any
 
 
@@ -34,8 +37,8 @@ class TrainState(flax.struct.PyTreeNode):
       params: trained parameters, {'student': ..., 'connectors': ...}.
       batch_stats: running statistics, with the same keys.
       opt_state: of the optimiser over `params`.
-      teacher: {'variables', 'margin', 'opt_state'} while the teacher trains too, else None; a frozen
-        teacher is an argument of the step, {'variables', 'margin'}.
+      average: {'params', 'batch_stats'} of the student averaged over the steps (config.ema.decay), else None.
+      teacher: the teacher while it trains too, else None; a frozen one is an argument of the step, a `TeacherView`.
       epoch_sums: each loss term summed over the steps of the epoch.
       rate_scale: factor on the learning rate, below 1 after a rollback from a loss that was not finite.
       fault: {'step', 'term'}: the first step whose loss was not finite, and the number of the term in
@@ -46,23 +49,33 @@ class TrainState(flax.struct.PyTreeNode):
     params: Tree
     batch_stats: Tree
     opt_state: Tree
-    teacher: Tree
+    average: Tree
+    teacher: 'LearningTeacher | None'
     epoch_sums: dict[str, jax.Array]
     rate_scale: jax.Array
     fault: dict[str, jax.Array]
 
     @property
     def student(self) -> Variables:
-        return {'params': self.params[STUDENT], 'batch_stats': self.batch_stats[STUDENT]}
+        """What is evaluated, kept and deployed."""
+        return self.average or {'params': self.params[STUDENT], 'batch_stats': self.batch_stats[STUDENT]}
 
     @property
     def learned_teacher(self) -> Variables | None:
-        return self.teacher['variables'] if self.teacher else None
+        return self.teacher.view.variables if self.teacher else None
 
 
-def make_mesh() -> jax.sharding.Mesh:
-    """All devices of all hosts in one row."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+class LearningTeacher(flax.struct.PyTreeNode):
+    """A teacher that is trained beside the student. The margin of its view is that of its first weights."""
+
+    view: TeacherView
+    opt_state: Tree
+
+
+def make_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """`devices`, by default all of all hosts, in one row; they may be of a machine that is not here (see `plan`)."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -87,8 +100,10 @@ def shard_batches(batches: Sequence[dict[str, np.ndarray]], mesh: jax.sharding.M
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in stacked.items()}
 
 
-def margin(network: Network, variables: Variables) -> jax.Array:
+def margin(network: StagedNetwork, variables: Variables) -> jax.Array:
     """The margin of D, from the last BatchNorm of the teacher's last block."""
+    if not isinstance(network, Network):
+        raise TypeError(f'the margin is read from the last BatchNorm of a `Network`, not from {type(network).__name__}')
     block = variables['params'][network.block_names[-1]]
     norm = block['bn3' if network.bottleneck else 'bn2']
     return losses.margins(norm['scale'], norm['bias'])
@@ -96,15 +111,7 @@ def margin(network: Network, variables: Variables) -> jax.Array:
 
 def term_names(method: Method, trains_teacher: bool) -> tuple[str, ...]:
     """The terms a step reports, in a fixed order."""
-    paths = joint.path_names(method.taps)
-    return (
-        'loss',
-        *(f'ce/{path}' for path in paths),
-        *(f'distill/{path}' for path in paths if method.distill_weight),
-        *(['kl/student'] if method.kl_alpha else []),
-        *(['ce/teacher'] if trains_teacher else []),
-        'gradient_norm',
-    )
+    return (*joint.term_names(method), *([TEACHER_LOSS] if trains_teacher else []), GRADIENT_NORM)
 
 
 def zero_sums(names: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -119,29 +126,33 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     trains_teacher: bool,
     student: Variables | None = None,
+    averages: bool = False,
 ) -> TrainState:
-    """A fresh state; `student` gives other initial weights than random ones. Traceable."""
+    """A fresh state; `student` gives other initial weights than random ones. Traceable.
+
+    Args:
+      averages: whether the student's weights are averaged over the steps.
+    """
     student_key, connector_key, teacher_key = jax.random.split(key, 3)
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = {STUDENT: student or networks.student.init(student_key, images)}
     if method.distill_weight:
         features = jax.eval_shape(networks.student.apply, variables[STUDENT], images).features
         maps = {path: jnp.zeros(features.shape) for path in joint.path_names(method.taps)}
-        variables['connectors'] = networks.connectors.init(connector_key, maps, train=False)
+        variables['connectors'] = required(networks.connectors, 'connectors').init(connector_key, maps, train=False)
     params = {name: tree['params'] for name, tree in variables.items()}
     teacher = None
     if trains_teacher:
-        teacher = networks.teacher.init(teacher_key, images)
-        teacher = {
-            'variables': teacher,
-            'margin': margin(networks.teacher, teacher),
-            'opt_state': optimizer.init(teacher['params']),
-        }
+        network = required(networks.teacher, 'a teacher')
+        fresh = network.init(teacher_key, images)
+        view = TeacherView(fresh, margin(network, fresh))
+        teacher = LearningTeacher(view, optimizer.init(fresh['params']))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats={name: tree['batch_stats'] for name, tree in variables.items()},
         opt_state=optimizer.init(params),
+        average=copy(variables[STUDENT]) if averages else None,
         teacher=teacher,
         epoch_sums=zero_sums(term_names(method, trains_teacher)),
         rate_scale=jnp.ones((), jnp.float32),
@@ -155,27 +166,29 @@ def scaled(updates: Tree, factor: jax.Array) -> Tree:
 
 
 def update_teacher(
-    teacher: Tree,
-    network: Network,
+    teacher: LearningTeacher,
+    network: StagedNetwork,
     optimizer: optax.GradientTransformation,
     smoothing: float,
     images: jax.Array,
     labels: jax.Array,
     rate_scale: jax.Array,
-) -> tuple[Tree, Any, jax.Array]:
+) -> tuple[LearningTeacher, Outputs, jax.Array]:
     """The teacher's own step on CE(R(x), y) with batch statistics ("from scratch"); its outputs from before it."""
 
+    view, before = teacher.view, teacher.view.variables['params']
+
     def loss_fn(params):
-        variables = {**teacher['variables'], 'params': params}
+        variables = {**view.variables, 'params': params}
         outputs, updates = network.apply(variables, images, train=True, mutable=['batch_stats'])
         return losses.cross_entropy(outputs.logits, labels, smoothing), (outputs, updates['batch_stats'])
 
-    (loss, (outputs, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(teacher['variables']['params'])
+    (loss, (outputs, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(before)
     grads, batch_stats, loss = jax.lax.pmean((grads, batch_stats, loss), AXIS)
-    updates, opt_state = optimizer.update(grads, teacher['opt_state'], teacher['variables']['params'])
-    params = optax.apply_updates(teacher['variables']['params'], scaled(updates, rate_scale))
-    teacher = {**teacher, 'variables': {'params': params, 'batch_stats': batch_stats}, 'opt_state': opt_state}
-    return teacher, outputs, loss
+    updates, opt_state = optimizer.update(grads, teacher.opt_state, before)
+    params = optax.apply_updates(before, scaled(updates, rate_scale))
+    view = view._replace(variables={'params': params, 'batch_stats': batch_stats})
+    return LearningTeacher(view, opt_state), outputs, loss
 
 
 @jax.jit
@@ -184,29 +197,47 @@ def copy(tree: Variables) -> Variables:
     return jax.tree.map(jnp.copy, tree)
 
 
-def is_student(path: tuple) -> bool:
-    return getattr(path[0], 'name', '') in ('params', 'batch_stats') and path[1].key == STUDENT
+def in_student(path: tuple, state: TrainState) -> list[str] | None:
+    """Where in `state.student` a leaf of the state is; None if it is not in there."""
+    group, *rest = (getattr(key, 'name', getattr(key, 'key', '')) for key in path)
+    if state.average:
+        return rest if group == 'average' else None
+    return [group, *rest[1:]] if group in ('params', 'batch_stats') and rest[0] == STUDENT else None
 
 
 def trainer_item(state: TrainState) -> dict[str, jax.Array]:
     """All of a state but the student's variables, flat: {path: array}."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if not is_student(path)}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if in_student(path, state) is None}
 
 
 def with_items(template: TrainState, items: dict[str, Any]) -> TrainState:
     """The state whose student is items['student'] and whose rest is items['trainer'] (see `trainer_item`)."""
-    student = {'params': items['student']['params'], 'batch_stats': items['student']['batch_stats']}
 
     def leaf(path, _):
-        if not is_student(path):
+        place = in_student(path, template)
+        if place is None:
             return items['trainer'][jax.tree_util.keystr(path)]
-        node = student[path[0].name]
-        for key in path[2:]:
-            node = node[key.key]
+        node = items['student']
+        for key in place:
+            node = node[key]
         return node
 
     return jax.tree_util.tree_map_with_path(leaf, template)
+
+
+def averaged(average: Variables, student: Variables, step: jax.Array, decay: float) -> Variables:
+    """The exponential moving average after one more step; a shorter one over the first.
+
+    What training sets by a schedule (the slope of annealed activations) is as it is, not averaged.
+    """
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def leaf(path: tuple, old: jax.Array, new: jax.Array) -> jax.Array:
+        is_scheduled = path[0].key == 'batch_stats' and path[-1].key == 'slope'
+        return new if is_scheduled else keep * old + (1 - keep) * new
+
+    return jax.tree_util.tree_map_with_path(leaf, average, student)
 
 
 def make_device_step(
@@ -215,49 +246,48 @@ def make_device_step(
     optimizer: optax.GradientTransformation,
     steps_per_epoch: int,
     mixing_weight: Callable[[jax.Array], jax.Array],
-    num_paths: int,
     slope: Callable[[jax.Array], jax.Array] | None = None,
+    ema_decay: float = 0.0,
 ) -> Callable:
     """(state, frozen teacher or None, images, labels) -> state: one step on one device's share of the batch.
 
-    `mixing_weight` is of the epoch, which starts the sums of the terms anew; `num_paths` divides the
-    averaged loss also when `method` has dropped paths whose weight is zero. `slope` is of the step, that of the
-    student's annealed activations.
+    `mixing_weight` is of the epoch, which starts the sums of the terms anew. `slope` is of the step, that of the
+    student's annealed activations. `ema_decay` is that of the student's average, where the state has one.
     """
 
-    def device_step(state: TrainState, frozen: Tree, images: jax.Array, labels: jax.Array) -> TrainState:
-        teacher, terms, outputs = state.teacher or frozen, {}, None
+    def device_step(state: TrainState, frozen: TeacherView | None, images: jax.Array, labels: jax.Array) -> TrainState:
+        terms, teacher = {}, frozen
         if slope:
             annealed = layers.with_slope(state.batch_stats[STUDENT], slope(state.step))
             state = state.replace(batch_stats={**state.batch_stats, STUDENT: annealed})
         if state.teacher:
-            teacher, outputs, terms['ce/teacher'] = update_teacher(
-                teacher, networks.teacher, optimizer, method.label_smoothing, images, labels, state.rate_scale
+            network = required(networks.teacher, 'a teacher')
+            learned, outputs, terms[TEACHER_LOSS] = update_teacher(
+                state.teacher, network, optimizer, method.label_smoothing, images, labels, state.rate_scale
             )
-            state = state.replace(teacher=teacher)
+            state, teacher = state.replace(teacher=learned), learned.view.with_outputs(outputs)
         elif method.reads_teacher:
-            outputs = networks.teacher.apply(teacher['variables'], images)
+            view = required(frozen, "the teacher's variables")
+            teacher = view.with_outputs(required(networks.teacher, 'a teacher').apply(view.variables, images))
 
         def loss_fn(params):
             return joint.joint_loss(
                 params, state.batch_stats, images, labels,
-                networks=networks, method=method, num_paths=num_paths,
-                mix=mixing_weight(state.step // steps_per_epoch),
-                teacher=teacher['variables'] if teacher else None,
-                teacher_logits=outputs.logits if outputs else None,
-                teacher_features=outputs.features if outputs else None,
-                margin=teacher['margin'] if method.distill_weight else None,
+                networks=networks, method=method, teacher=teacher, mix=mixing_weight(state.step // steps_per_epoch),
             )  # fmt: skip
 
         (_, (student_terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         grads, batch_stats, student_terms = jax.lax.pmean((grads, batch_stats, student_terms), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         same_epoch = (state.step % steps_per_epoch != 0).astype(jnp.float32)
-        terms |= {**student_terms, 'gradient_norm': optax.tree.norm(grads)}
+        terms |= {**student_terms, GRADIENT_NORM: optax.tree.norm(grads)}
+        params = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
+        student = {'params': params[STUDENT], 'batch_stats': batch_stats[STUDENT]}
         return state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, scaled(updates, state.rate_scale)),
+            params=params,
             batch_stats=batch_stats,
+            average=averaged(state.average, student, state.step, ema_decay) if state.average else None,
             opt_state=opt_state,
             epoch_sums={name: same_epoch * total + terms.get(name, 0) for name, total in state.epoch_sums.items()},
             fault=first_fault(state, terms),
@@ -271,7 +301,7 @@ def diagnosis_order(names: Iterable[str]) -> list[str]:
 
     The same for every container of the names: inside jit a dict's keys are sorted.
     """
-    return sorted(names, key=lambda name: (('loss', 'gradient_norm').index(name) if '/' not in name else -1, name))
+    return sorted(names, key=lambda name: ((joint.LOSS, GRADIENT_NORM).index(name) if '/' not in name else -1, name))
 
 
 def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -315,9 +345,10 @@ def make_train_step(
 
 
 def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]) -> Callable:
-    """(student, teacher, device_arrays, batch) -> {network: counts [top-1, top-5]} and the number of images.
+    """(student, teacher, device_arrays, batch) -> {network: counts [top-1, top-5]}, and which the student got right.
 
-    'teacher' is evaluated if its variables are given; with `taps` every hybrid path as well.
+    The latter [B] is 1 for a right answer, 0 for a wrong one, -1 where the batch is masked. 'teacher' is evaluated if
+    its variables are given; with `taps` every hybrid path as well.
     """
 
     def counts(logits, labels, mask):
@@ -330,11 +361,13 @@ def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]
         outputs = networks.student.apply(student, images, taps=taps)
         logits = {STUDENT: outputs.logits}
         if teacher:
-            logits['teacher'] = networks.teacher.apply(teacher, images).logits
+            network = required(networks.teacher, 'a teacher')
+            logits[joint.TEACHER] = network.apply(teacher, images).logits
             if taps:
-                paths = joint.residual_paths(networks.teacher, teacher, outputs.taps, taps)
+                paths = joint.residual_paths(network, teacher, outputs.taps, taps)
                 logits |= {name: z for name, (z, _) in zip(joint.path_names(taps), paths)}
-        return {name: counts(z, labels, batch['mask']) for name, z in logits.items()}, batch['mask'].sum()
+        right = jnp.where(batch['mask'], outputs.logits.argmax(-1) == labels, -1).astype(jnp.int8)
+        return {name: counts(z, labels, batch['mask']) for name, z in logits.items()}, right
 
     return eval_step
 

@@ -14,6 +14,7 @@ from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network
 from jointrd_jax.runs import run_directory, weights
 from jointrd_jax.train import loop, setup
+from jointrd_jax.train.job import Job
 from jointrd_jax.train.progress import Reporter
 from tests.support import real_data
 from tests.support.networks import images_like, randomised, relative_difference
@@ -100,10 +101,10 @@ def test_imported_weights_teach(tmp_path, as_run):
     config = default()
     config.model.stage_sizes, config.model.width = (1, 1), 4
     config.batch_size, config.eval_batch_size, config.teacher.path = 256, 512, str(path)
-    trainer = loop.Trainer(config, tmp_path, setup.make(config, tmp_path / 'run'), Reporter('test'))
-    assert trainer.teacher.origin == str(path)
-    assert trainer.teacher.top1 < 40  # random weights: what matters is that they were run
-    equal(trainer.teacher.variables, variables)
+    teacher = Job(config, tmp_path, setup.make(config, tmp_path / 'run'), Reporter('test')).teacher
+    assert teacher.origin == str(path)
+    assert teacher.top1 < 40  # random weights: what matters is that they were run
+    equal(teacher.variables, variables)
 
 
 def test_a_teacher_file_that_does_not_fit_is_refused(tmp_path):

@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jointrd_jax.method import joint, losses
+from jointrd_jax.method.interface import StagedNetwork
 from jointrd_jax.method.networks import Connectors, create, hybrid, splice
 from tests.support.networks import SMALL, random_variables
 
@@ -11,6 +14,33 @@ STUDENT = create('plain18', **SMALL)
 TEACHER = create('resnet18', **SMALL)
 IMAGES = jax.random.normal(jax.random.key(5), (4, 8, 8, 1))
 LABELS = jnp.array([1, 2, 3, 4])
+
+
+def test_our_networks_are_what_the_method_asks_for():
+    assert isinstance(STUDENT, StagedNetwork)
+    assert not isinstance(Connectors(), StagedNetwork)
+
+
+def test_terms_are_called_what_the_loss_reports():
+    for method in (
+        joint.Method(),
+        joint.Method((2, 4), distill_weight=1e-3),
+        joint.Method((2, 4), distill_weight=1e-3).without_mixing(),
+        joint.Method(kl_alpha=0.5),
+    ):
+        assert sorted(terms_of(method)) == sorted(joint.term_names(method))
+
+
+def terms_of(method):
+    networks = joint.Networks(STUDENT, TEACHER, Connectors())
+    p, r = random_variables(STUDENT, 0), random_variables(TEACHER, 1)
+    outputs = jax.jit(TEACHER.apply)(r, IMAGES)
+    maps = dict.fromkeys(joint.path_names(method.taps), outputs.features)
+    c = networks.connectors.init(jax.random.key(0), maps, train=False)
+    params, batch_stats = ({'student': p[name], 'connectors': c[name]} for name in ('params', 'batch_stats'))
+    view = joint.TeacherView(r, jnp.zeros(outputs.features.shape[-1])).with_outputs(outputs)
+    loss = functools.partial(joint.joint_loss, networks=networks, method=method)
+    return jax.eval_shape(loss, params, batch_stats, IMAGES, LABELS, teacher=view)[1][0]
 
 
 def test_mixing_weight():
@@ -37,7 +67,7 @@ def test_batched_paths_equal_spliced_networks(taps):
         np.testing.assert_allclose(features, outputs.features, rtol=1e-4, atol=1e-4)
 
 
-def loss_of(method, num_paths=None, dtype=jnp.float32):
+def loss_of(method, dtype=jnp.float32):
     """(loss of (params, teacher, mix), params, teacher)."""
     random = random_variables(STUDENT, 0), random_variables(TEACHER, 1), IMAGES
     p, r, images = jax.tree.map(lambda leaf: leaf.astype(dtype), random)
@@ -47,7 +77,7 @@ def loss_of(method, num_paths=None, dtype=jnp.float32):
     def loss(params, teacher, mix=1.0):
         return joint.joint_loss(
             params, batch_stats, images, LABELS,
-            networks=networks, method=method, mix=mix, teacher=teacher, num_paths=num_paths,
+            networks=networks, method=method, mix=mix, teacher=joint.TeacherView(teacher),
         )[0]  # fmt: skip
 
     return loss, params, r
@@ -78,6 +108,11 @@ def test_the_mixture_is_the_weighted_sum_of_its_paths(float64):
 
     alone = gradient(joint.Method())(1.0)
     zero, half, full = map(gradient(joint.Method(taps)), (0.0, 0.5, 1.0))
+    shared = gradient(joint.Method(taps, mean_of_paths=True))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        shared(1.0), gradient(joint.Method(taps))(1 / len(taps)),
+    )  # fmt: skip
     averaged = gradient(joint.Method(taps, average_paths=True))(0.5)
 
     def same(a, b):
@@ -96,7 +131,7 @@ def test_the_mixture_is_the_weighted_sum_of_its_paths(float64):
 def test_without_mixing_keeps_the_divisor():
     method = joint.Method((2, 4, 6), average_paths=True)
     with_paths, params, teacher = loss_of(method)
-    without, _, _ = loss_of(method.without_mixing(), num_paths=method.num_paths)
+    without, _, _ = loss_of(method.without_mixing())
     np.testing.assert_allclose(jax.jit(without)(params, teacher), jax.jit(with_paths)(params, teacher, 0.0), rtol=1e-5)
 
 

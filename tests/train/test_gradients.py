@@ -37,8 +37,8 @@ def measured():
         params = {'student': own['params'], 'connectors': connectors['params']}
         batch_stats = {'student': own['batch_stats'], 'connectors': connectors['batch_stats']}
         arguments = dict(
-            networks=networks, method=method, teacher=variables, teacher_features=outputs.features,
-            margin=step_lib.margin(teacher, variables),
+            networks=networks, method=method,
+            teacher=joint.TeacherView(variables, step_lib.margin(teacher, variables)).with_outputs(outputs),
         )  # fmt: skip
         parts = gradients.by_origin(params, batch_stats, images, labels, MIX, **arguments)
         whole = jax.grad(lambda p: joint.joint_loss(p, batch_stats, images, labels, mix=MIX, **arguments)[0])(params)

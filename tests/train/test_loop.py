@@ -11,7 +11,7 @@ from jointrd_jax import config as config_lib, data
 from jointrd_jax.errors import UserError
 from jointrd_jax.method import joint
 from jointrd_jax.runs import from_config, run_directory
-from jointrd_jax.runs.checkpoint import DIRECTORY
+from jointrd_jax.runs.checkpoint_places import DIRECTORY
 from jointrd_jax.train import loop, step as step_lib
 from tests.support.configs import tiny_config
 
@@ -214,7 +214,7 @@ def test_same_losses_on_one_device_and_on_four():
             out_shardings=step_lib.replicated(mesh),
         )()
         device_step = step_lib.make_device_step(
-            networks, method, optimizer, 1, lambda epoch: joint.mixing_weight(epoch, 0.5, 3), method.num_paths
+            networks, method, optimizer, 1, lambda epoch: joint.mixing_weight(epoch, 0.5, 3)
         )
         step = step_lib.make_train_step(dataset, device_step, 0, mesh)
         device_arrays = step_lib.replicate(dataset.device_arrays, mesh)

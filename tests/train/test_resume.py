@@ -11,7 +11,7 @@ import pytest
 
 from jointrd_jax import errors
 from jointrd_jax.data import digits
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import provenance, run_directory
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.system import files
 from jointrd_jax.train import history, loop
@@ -20,7 +20,12 @@ from tests.support.faults import LONG, Stopping, outcome, run_with_stops, small_
 
 # procedure: config; the long form (see faults.LONG) has all of them
 PROCEDURES = {
-    'plain': {'model__reparam': 'dirac'},
+    'plain': {
+        'model__reparam': 'dirac',
+        'model__activation': 'annealed',
+        'model__slope': 0.5,
+        'ema__decay': 0.9,
+    },
     'jointrd_scratch': {'distill__weight': 1e-3, 'eval_hybrids': True, 'mix__eta': 0.0, 'mix__epochs': 0.5},
 }
 MORE = {  # 'jointrd' in CI: on streamed images, in tests/data, and while its teacher trains, below
@@ -181,10 +186,10 @@ def test_another_number_of_devices(tmp_path):
     four = Checkpoints(run).meta(20)['provenance']
     one = four | {'devices': '1 x cpu'}
     with pytest.raises(errors.UserError, match=r'began \(devices: 4 x cpu then, 1 x cpu now\)'):
-        loop.provenance.check(local, four, one, run)
+        provenance.check(local, four, one, run)
     script = f"""
 from pathlib import Path
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import provenance, run_directory
 from jointrd_jax.train import loop
 run = Path({str(run)!r})
 loop.run(run_directory.read_config(run), run)
@@ -200,9 +205,9 @@ loop.run(run_directory.read_config(run), run)
 def test_changed_code_is_refused(tmp_path, quiet, monkeypatch):
     """Not by editing the package under test: by a checkpoint that says it was made by other code."""
     stop(small_config(), tmp_path / 'run', Stopping(20))
-    real = loop.provenance.provenance
+    real = provenance.provenance
     changed = {'package jax': '0.1.2', 'code of jointrd_jax.losses': 'abc', 'devices': '7 x cpu'}
-    monkeypatch.setattr(loop.provenance, 'provenance', lambda dataset: real(dataset) | changed)
+    monkeypatch.setattr(provenance, 'provenance', lambda dataset: real(dataset) | changed)
     with pytest.raises(errors.UserError, match='losses.*devices: .*7 x cpu now; package jax: .*accept_changes'):
         loop.run(small_config(), tmp_path / 'run', quiet)
     summary = loop.run(small_config(checkpoint__accept_changes=True), tmp_path / 'run', quiet)
