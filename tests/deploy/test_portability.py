@@ -48,16 +48,14 @@ def in_tflite_micro(blob, images):
     from tflite_micro.python.tflite_micro import runtime
 
     interpreter, logits = runtime.Interpreter.from_bytes(blob, arena_size=4 << 20), []
-    ends = [interpreter.get_input_details(0), interpreter.get_output_details(0)]
-    entry, result = (
-        (end['quantization_parameters']['scales'], end['quantization_parameters']['zero_points']) for end in ends
-    )
+    entry, result = interpreter.get_input_details(0), interpreter.get_output_details(0)
+    for end in (entry, result):
+        held = end['quantization_parameters']
+        end['quantization'] = (held['scales'][0], held['zero_points'][0]) if len(held['scales']) else (0, 0)
     for image in images:
-        given = runner.to_int8(image[None], entry[0][0], entry[1][0], np.int8) if len(entry[0]) else image[None]
-        interpreter.set_input(given, 0)
+        interpreter.set_input(runner.to_int8(image[None], entry), 0)
         interpreter.invoke()
-        found = np.array(interpreter.get_output(0))
-        logits.append(runner.from_int8(found, result[0][0], result[1][0]) if len(result[0]) else found)
+        logits.append(runner.from_int8(np.array(interpreter.get_output(0)), result))
     return np.concatenate(logits)
 
 
