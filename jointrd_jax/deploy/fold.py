@@ -15,7 +15,7 @@ import numpy as np
 from jointrd_jax.deploy.graph import INPUT, OUTPUT, Graph, Node, with_first
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.layers import BatchNorm, dirac_delta
-from jointrd_jax.method.networks import Network, Variables
+from jointrd_jax.method.networks import STEM_CONVOLUTIONS, Network, Variables
 from jointrd_jax.runs.torch_names import torch_module
 
 
@@ -91,7 +91,7 @@ def fold(network: Network, variables: Variables, image_shape: tuple[int, int, in
     def pool(x: str) -> str:
         return emit('max_pool', x, output='maxpool', size=3, stride=2) if imagenet else x
 
-    x = conv(INPUT, 'stem', 'conv', 'bn', 2 if imagenet else 1)
+    x = conv(INPUT, 'stem', 'conv', 'bn', STEM_CONVOLUTIONS[network.stem_kind][1])
     # What never falls commutes with the pool and goes first, beside its convolution; a PReLU's slope may be negative.
     x = activation(pool(x), 0, 1) if kinds[0] == 'prelu' else pool(activation(x, 0, 1))
     for block, (place, shortcut) in enumerate(zip(network.block_names, network.block_shortcuts())):

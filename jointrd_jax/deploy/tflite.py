@@ -136,8 +136,8 @@ def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
 def with_own_operators(found: Any) -> None:
     """Write what neither converter nor quantiser know, in place, as the operators that TFLite has for it.
 
-    Each slope * x + (1 - slope) * relu(x) becomes PRELU, and the zeros around a max-pool of its result, which could
-    be above all of the window, become a mirrored edge: every window holds the edge itself, so it changes no maximum.
+    Each slope * x + (1 - slope) * relu(x) becomes PRELU. The zeros around a max-pool, which could be above all of the
+    window unless a ReLU is in front, become a mirrored edge: every window holds the edge, so that changes no maximum.
     """
     schema = flatbuffer_schema()
     operator, (graph,) = schema.BuiltinOperator, found.subgraphs
@@ -170,11 +170,13 @@ def with_own_operators(found: Any) -> None:
                 gone += [scaled, rest, relu]
                 break
     for pad in graph.operators:
-        pools = code(readers.get(pad.outputs[0])) == operator.MAX_POOL_2D
-        if code(pad) == operator.PAD and pools and code(makers.get(pad.inputs[0])) == operator.PRELU:
-            options = schema.MirrorPadOptionsT()
-            options.mode = schema.MirrorPadMode.SYMMETRIC
-            becomes(pad, operator.MIRROR_PAD, list(pad.inputs), (schema.BuiltinOptions.MirrorPadOptions, options))
+        if code(pad) == operator.PAD and code(readers.get(pad.outputs[0])) == operator.MAX_POOL_2D:
+            maker = makers.get(pad.inputs[0])
+            fused = getattr(maker.builtinOptions, 'fusedActivationFunction', None) if maker else None
+            if code(maker) != operator.RELU and fused != schema.ActivationFunctionType.RELU:
+                options = schema.MirrorPadOptionsT()
+                options.mode = schema.MirrorPadMode.SYMMETRIC
+                becomes(pad, operator.MIRROR_PAD, list(pad.inputs), (schema.BuiltinOptions.MirrorPadOptions, options))
     graph.operators = [op for op in graph.operators if all(op is not other for other in gone)]
 
 

@@ -29,7 +29,8 @@ from jointrd_jax.method.layers import (
 from jointrd_jax.system.runtime import jit_once
 
 SHORTCUTS = ('all', 'projection', 'none')
-STEMS = ('cifar', 'imagenet')
+STEM_CONVOLUTIONS = {'cifar': (3, 1), 'imagenet': (7, 2), 'stride4': (7, 4)}  # size, stride
+STEMS = tuple(STEM_CONVOLUTIONS)
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # the CIFAR family of He et al.: three stages, width 16
 STAGE_SIZES = {
     18: (2, 2, 2, 2),
@@ -97,7 +98,11 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    """CIFAR: 3x3 convolution. ImageNet: 7x7 stride 2 and a 3x3 stride 2 max-pool."""
+    """CIFAR: 3x3 convolution. ImageNet: 7x7 stride 2 and a 3x3 stride 2 max-pool.
+
+    stride4, which is no published network's: the ImageNet convolution at stride 4 and no pool. It makes a map of the
+    same size without the four times larger one in between, which is the peak of ResNet-18's and -34's feature maps.
+    """
 
     channels: int
     kind: str
@@ -106,7 +111,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
+        size, stride = STEM_CONVOLUTIONS[self.kind]
         x = Conv(self.channels, size, stride, dtype=self.dtype, name='conv')(x)
         x = BatchNorm(self.dtype, self.axis_name, name='bn')(x, train)
         if self.kind == 'imagenet':  # before the ReLU of the first block, with which it commutes

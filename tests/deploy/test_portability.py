@@ -16,7 +16,7 @@ def folded(network, image_shape):
     return folding.fold(network, randomised(network, image_shape), image_shape)
 
 
-def with_activation(op, slope, size=3):
+def with_activation(op, slope):
     """Convolution, activation, max-pool with padding, activation, pooling and head, on images of 9 x 8 pixels."""
     rng = np.random.default_rng(0)
 
@@ -24,10 +24,13 @@ def with_activation(op, slope, size=3):
         kernel = rng.normal(0, 0.5, (3, 3, inputs, 6)).astype(np.float32)
         return Node('conv', (x,), name, kernel, rng.normal(-1, 1, 6).astype(np.float32), size=3)
 
+    # The pool comes first where the activation may fall.
+    first = [Node(op, ('c1',), 'a1', slope=slope), Node('max_pool', ('a1',), 'pool', size=3, stride=2)]
+    if op == 'prelu':
+        first = [Node('max_pool', ('c1',), 'a1', size=3, stride=2), Node(op, ('a1',), 'pool', slope=slope)]
     nodes = (
         conv('images', 'c1', 2),
-        Node(op, ('c1',), 'a1', slope=slope),
-        Node('max_pool', ('a1',), 'pool', size=size, stride=2),
+        *first,
         conv('pool', 'c2', 6),
         Node(op, ('c2',), 'a2', slope=slope),
         Node('average_pool', ('a2',), 'avgpool'),
