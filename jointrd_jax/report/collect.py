@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
+from jointrd_jax.report import targets
 from jointrd_jax.runs import run_directory
 from jointrd_jax.runs.checkpoint import DIRECTORY as CHECKPOINTS
 from jointrd_jax.system import files
@@ -183,7 +184,8 @@ def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, 
             continue
         if is_export(about):
             record = by_path.get(Path(about['run']).resolve()) or by_digest.get(about['digest'])
-            found[place.resolve()] = {**about, 'path': place.parent, 'record': record}
+            said = targets.read(place.parent)
+            found[place.resolve()] = {**about, 'path': place.parent, 'record': record, 'targets': said}
     return list(found.values())
 
 
