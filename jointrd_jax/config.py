@@ -110,7 +110,7 @@ FIELDS: dict[str, Field] = {
     'model.width': Field(64, *at_least(1, MAX_CHANNELS), 'channels of the first stage; doubles with each stage'),
     'model.stem': Field(
         'cifar', *one_of(*STEMS),
-        'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool; stride4: 7x7 stride 4, which needs less memory'
+        'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool; pool_first: that with its pool in front, less memory'
     ),
     'model.shortcuts': Field(
         'none',

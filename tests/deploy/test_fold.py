@@ -15,7 +15,7 @@ def logits(network: Network, variables, images) -> np.ndarray:
     return np.asarray(jax.jit(network.apply)(variables, images).logits)
 
 
-@pytest.mark.parametrize('stem', ['cifar', 'imagenet', 'stride4'])
+@pytest.mark.parametrize('stem', ['cifar', 'imagenet', 'pool_first'])
 @pytest.mark.parametrize('shortcuts', SHORTCUTS)
 @pytest.mark.parametrize('bottleneck', [False, True])
 def test_a_folded_network_computes_the_same(bottleneck, shortcuts, stem):
