@@ -67,7 +67,7 @@ def max_pool(node: Node, x: jax.Array) -> jax.Array:
 
 def leaky(node: Node, x: jax.Array) -> jax.Array:
     """As a sum that the quantiser knows; `with_own_operators` makes one operator of it."""
-    slope = jnp.broadcast_to(jnp.asarray(node.slope), x.shape[-1:]).reshape(1, 1, 1, -1)
+    slope = jnp.broadcast_to(node.slopes, x.shape[-1:]).reshape(1, 1, 1, -1)
     return slope * x + (1 - slope) * jnp.maximum(x, 0)
 
 
@@ -122,7 +122,7 @@ def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
             buffer.offset = buffer.size = 0
     with_own_operators(found)
     if metadata:
-        text = schema.BufferT()
+        text: Any = schema.BufferT()
         text.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
         entry = schema.MetadataT()
         entry.name, entry.buffer = METADATA, len(found.buffers)

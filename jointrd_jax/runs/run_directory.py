@@ -3,6 +3,7 @@
 config.json      the config, flat
 metrics.jsonl    a line per epoch
 summary.json     the result; written when the run is finished
+correct.npy      which evaluation images the last evaluation got right
 not_finite.json  {'step', 'term'} of the loss that ended the run; gone as soon as the run is continued
 checkpoints/     see `checkpoint`
 teacher/         the run directory of the teacher, if it was trained along
@@ -10,6 +11,7 @@ teacher/         the run directory of the teacher, if it was trained along
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 from pathlib import Path
@@ -23,10 +25,11 @@ from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network, Variables
 from jointrd_jax.runs import from_config
-from jointrd_jax.runs.checkpoint import Checkpoints, damage
-from jointrd_jax.system import files
+from jointrd_jax.runs.checkpoint import Checkpoints
+from jointrd_jax.system import buckets, files
 
 CONFIG, METRICS, SUMMARY, NOT_FINITE = 'config.json', 'metrics.jsonl', 'summary.json', 'not_finite.json'
+CORRECT = 'correct.npy'
 MEASURES = ('last_top1', 'best_top1', 'last_top5', 'teacher_top1')  # of a summary: percent, or None where unmeasured
 DETAILS = {'student_digest': str, 'devices': str, 'versions': dict, 'taps': list}  # of a summary, where it has them
 MAX_SIDE = 1 << 16  # of images
@@ -63,14 +66,16 @@ def digest(variables: Variables) -> str:
     return sha.hexdigest()
 
 
-def read_config(path: Path) -> ml_collections.ConfigDict:
+def read_config(path: str | Path) -> ml_collections.ConfigDict:
     """The config of the run at `path`.
 
     Raises:
       UserError: no run there, or its config is not one.
     """
-    path = Path(path)
-    if not (path / CONFIG).is_file():
+    path = buckets.place(path)
+    with buckets.answering(path):
+        there = (path / CONFIG).is_file()
+    if not there:
         raise UserError(f'{path} is not a run directory: it has no {CONFIG}')
     flat = files.read_json(path / CONFIG)
     config = config_lib.default()
@@ -98,9 +103,10 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     Raises:
       UserError: it is damaged.
     """
-    path = Path(path) / SUMMARY
-    if not path.is_file():
-        return None
+    path = buckets.place(path) / SUMMARY
+    with buckets.answering(path):
+        if not path.is_file():
+            return None
     summary = files.read_json(path)
     if (
         not isinstance(summary, dict)
@@ -135,6 +141,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return metrics
 
 
+def write_correct(path: Path, correct: np.ndarray) -> None:
+    """Write what `read_correct` reads."""
+    blob = io.BytesIO()
+    np.save(blob, correct.astype(np.int8))
+    files.write_atomically(Path(path) / CORRECT, blob.getvalue())
+
+
+def read_correct(path: Path) -> np.ndarray | None:
+    """[evaluation images] of the run at `path`: 1 where its last evaluation was right, 0 where not, -1 unread images.
+
+    None where the run kept none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = Path(path) / CORRECT
+    if not path.is_file():
+        return None
+    try:
+        correct = np.load(path, allow_pickle=False)
+        if correct.dtype != np.int8 or correct.ndim != 1 or not np.isin(correct, (-1, 0, 1)).all():
+            raise ValueError('other numbers')
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f'{path} is damaged: not which images were right') from error
+    return correct
+
+
 def check_data(data: Any, where: Path) -> dict[str, Any]:
     """What a checkpoint says of its data, which must be usable: it decides what is built and allocated.
 
@@ -166,13 +199,13 @@ def load(path: str | Path, which: str = 'last') -> Run:
     Raises:
       UserError: no run, no checkpoint, or a damaged one; the message says which and where.
     """
-    path = Path(path)
+    path = buckets.place(path)
     config, summary = read_config(path), read_summary(path)
     checkpoints = Checkpoints(path)
     step = max(checkpoints.steps(), default=None)
     if step is None:
         raise UserError(f'{path} has no finished checkpoint; run its training first')
-    if fault := damage(checkpoints.directory / str(step)):
+    if fault := checkpoints.damage(step):
         again = f'delete {checkpoints.directory / str(step)}' + (f' and {path / SUMMARY}' if summary else '')
         raise UserError(f'{fault}; to have it made again, {again} and run the training command once more')
     data = check_data(checkpoints.meta(step).get('data'), checkpoints.directory / str(step))
@@ -205,7 +238,7 @@ def save(
     Raises:
       UserError: `path` holds something already.
     """
-    with files.atomic_directory(Path(path)) as temporary:
+    with files.atomic_directory(buckets.place(path), last=SUMMARY) as temporary:
         files.write_json(temporary / CONFIG, config_lib.flatten(config))
         with contextlib.closing(Checkpoints(temporary, keep=1)) as checkpoints:
             checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data})

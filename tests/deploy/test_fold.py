@@ -8,7 +8,7 @@ from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS, with_slope
 from jointrd_jax.method.networks import SHORTCUTS, Network, create
 from tests.support.networks import images_like, randomised, relative_difference
 
-IMAGE = {'cifar': (16, 16, 3), 'imagenet': (48, 48, 3)}
+IMAGE = {'cifar': (16, 16, 3), 'imagenet': (48, 48, 3), 'pool_first': (48, 48, 3)}
 
 
 def logits(network: Network, variables, images) -> np.ndarray:
