@@ -220,7 +220,7 @@ def run(
     from jointrd_jax.train import loop
     from jointrd_jax.train.progress import Reporter
 
-    workdir = Path(workdir).absolute()
+    workdir = files.absolute(workdir)
     jobs = plan(config, workdir, seeds, procedures, variants, folds)
     teachers = {job.config.teacher.path for job in jobs}
     reporter = Reporter('compare')

@@ -5,10 +5,8 @@ import subprocess
 import sys
 
 from jointrd_jax.runs import run_directory
-from tests.support.configs import QUICK_FLAGS, ROOT
-
-sys.path.insert(0, str(ROOT / 'tests' / 'data'))
 from tests.support import real_data
+from tests.support.configs import QUICK_FLAGS, ROOT
 
 SHRINK = [
     '--config.epochs=1', '--config.model.stage_sizes=1,1', '--config.model.width=4', '--config.batch_size=4',

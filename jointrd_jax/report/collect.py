@@ -13,8 +13,8 @@ from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
 from jointrd_jax.report import paired
 from jointrd_jax.runs import run_directory
-from jointrd_jax.runs.checkpoint import DIRECTORY as CHECKPOINTS
-from jointrd_jax.system import files
+from jointrd_jax.runs.checkpoint_places import DIRECTORY as CHECKPOINTS
+from jointrd_jax.system import buckets, files
 
 # Fields that do not tell variants apart: where things are, how they are kept and shown, chance.
 APART = ('seed', 'dataset.fold', 'dataset.data_dir', 'teacher.path', 'eval_every', 'eval_hybrids', 'eval_batch_size')
@@ -168,19 +168,20 @@ def find(paths: Iterable[str | Path]) -> list[Record]:
     Raises:
       UserError: a path that holds neither run nor export, no run in any, or a damaged file of a run.
     """
-    found: dict[Path, Record] = {}
-    paths = [Path(path) for path in paths]
+    found: dict[Path, Path] = {}
+    paths = [buckets.place(path) for path in paths]
     for path in paths:
-        configs = [p for p in sorted(path.rglob(run_directory.CONFIG)) if CHECKPOINTS not in p.relative_to(path).parts]
+        with buckets.answering(path):
+            configs = buckets.find(path, run_directory.CONFIG)
+        configs = [p for p in configs if CHECKPOINTS not in p.relative_to(path).parts]
         places = [p.parent for p in configs if is_run(p.parent, named=p.parent == path)]
         if not places and not exports([path], []):
             raise UserError(f'{path} holds no run: no {run_directory.CONFIG} of one there or below')
         for place in places:
-            if place.resolve() not in found:
-                found[place.resolve()] = read(place)
+            found.setdefault(buckets.resolved(place), place)
     if not found:
         raise UserError(f'{", ".join(map(str, paths))}: exports alone make no report; name their run too')
-    return list(found.values())
+    return [read(place) for place in found.values()]
 
 
 def is_run(path: Path, named: bool) -> bool:
@@ -202,17 +203,17 @@ def is_run(path: Path, named: bool) -> bool:
 
 def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, Any]]:
     """What each export at or below `paths` says of itself, its 'path', and the 'record' of its run (None: not here)."""
-    by_path = {record.path.resolve(): record for record in records}
+    by_path = {buckets.resolved(record.path): record for record in records}
     by_digest = {record.summary.get('student_digest'): record for record in records if record.summary}
     found = {}
-    for place in (place for path in paths for place in sorted(path.rglob(EXPORT))):
+    for place in (place for path in paths for place in buckets.find(path, EXPORT)):
         try:
             about = files.read_json(place)
         except UserError:
             continue
         if is_export(about):
-            record = by_path.get(Path(about['run']).resolve()) or by_digest.get(about['digest'])
-            found[place.resolve()] = {**about, 'path': place.parent, 'record': record}
+            record = by_path.get(buckets.resolved(buckets.place(about['run']))) or by_digest.get(about['digest'])
+            found[buckets.resolved(place)] = {**about, 'path': place.parent, 'record': record}
     return list(found.values())
 
 

@@ -13,7 +13,7 @@ from jointrd_jax.report.charts import Series
 from jointrd_jax.report.collect import Variant, show
 from jointrd_jax.report.paired import Difference
 from jointrd_jax.runs import from_config
-from jointrd_jax.system import files
+from jointrd_jax.system import buckets, files
 
 TEMPLATE = 'page.html.j2'
 PERCENT = (0.0, 100.0)
@@ -37,7 +37,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
     """
     jinja2 = require('jinja2', 'report')
     require('PIL', 'report')  # for the images of `predictions`
-    if not Path(out).name:
+    if not buckets.place(out).name:
         raise UserError(f'--out={str(out)!r} names no file')
     records = collect.find(paths)
     variants = collect.variants(records)
@@ -67,15 +67,12 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         mistakes=[mistakes(variant) for variant in variants] if evaluate else [],
         opened=opened(variants),
         left_out=left_out,
-        exports=collect.exports(map(Path, paths), records),
+        exports=collect.exports(map(buckets.place, paths), records),
         environments=environments(variants),
         date=datetime.date.today().isoformat(),
     )
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'cannot write {out}: {error.strerror}') from error
+    out = buckets.place(out)
+    files.make_parent(out)
     files.write_atomically(out, html)
     return {
         'runs': sum(len(variant.runs) for variant in variants),

@@ -56,7 +56,7 @@ def slope(config: ml_collections.ConfigDict, network: Network) -> float:
 
 def annealed_slope(config: ml_collections.ConfigDict, network: Network, steps_per_epoch: int) -> Callable | None:
     """step -> the slope of 'annealed' activations: a cosine to 0 at model.anneal_epochs; None for other networks."""
-    if network.activation != 'annealed':
+    if network.activation != 'annealed' or isinstance(network.slope, tuple):
         return None
     steps = round(in_epochs(config.model.anneal_epochs, config.epochs) * steps_per_epoch)
     return optax.cosine_decay_schedule(network.slope, max(steps, 1))

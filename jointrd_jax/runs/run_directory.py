@@ -25,8 +25,8 @@ from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network, Variables
 from jointrd_jax.runs import from_config
-from jointrd_jax.runs.checkpoint import Checkpoints, damage
-from jointrd_jax.system import files
+from jointrd_jax.runs.checkpoint import Checkpoints
+from jointrd_jax.system import buckets, files
 
 CONFIG, METRICS, SUMMARY, NOT_FINITE = 'config.json', 'metrics.jsonl', 'summary.json', 'not_finite.json'
 CORRECT = 'correct.npy'
@@ -66,14 +66,16 @@ def digest(variables: Variables) -> str:
     return sha.hexdigest()
 
 
-def read_config(path: Path) -> ml_collections.ConfigDict:
+def read_config(path: str | Path) -> ml_collections.ConfigDict:
     """The config of the run at `path`.
 
     Raises:
       UserError: no run there, or its config is not one.
     """
-    path = Path(path)
-    if not (path / CONFIG).is_file():
+    path = buckets.place(path)
+    with buckets.answering(path):
+        there = (path / CONFIG).is_file()
+    if not there:
         raise UserError(f'{path} is not a run directory: it has no {CONFIG}')
     flat = files.read_json(path / CONFIG)
     config = config_lib.default()
@@ -101,9 +103,10 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     Raises:
       UserError: it is damaged.
     """
-    path = Path(path) / SUMMARY
-    if not path.is_file():
-        return None
+    path = buckets.place(path) / SUMMARY
+    with buckets.answering(path):
+        if not path.is_file():
+            return None
     summary = files.read_json(path)
     if (
         not isinstance(summary, dict)
@@ -196,13 +199,13 @@ def load(path: str | Path, which: str = 'last') -> Run:
     Raises:
       UserError: no run, no checkpoint, or a damaged one; the message says which and where.
     """
-    path = Path(path)
+    path = buckets.place(path)
     config, summary = read_config(path), read_summary(path)
     checkpoints = Checkpoints(path)
     step = max(checkpoints.steps(), default=None)
     if step is None:
         raise UserError(f'{path} has no finished checkpoint; run its training first')
-    if fault := damage(checkpoints.directory / str(step)):
+    if fault := checkpoints.damage(step):
         again = f'delete {checkpoints.directory / str(step)}' + (f' and {path / SUMMARY}' if summary else '')
         raise UserError(f'{fault}; to have it made again, {again} and run the training command once more')
     data = check_data(checkpoints.meta(step).get('data'), checkpoints.directory / str(step))
@@ -235,7 +238,7 @@ def save(
     Raises:
       UserError: `path` holds something already.
     """
-    with files.atomic_directory(Path(path)) as temporary:
+    with files.atomic_directory(buckets.place(path), last=SUMMARY) as temporary:
         files.write_json(temporary / CONFIG, config_lib.flatten(config))
         with contextlib.closing(Checkpoints(temporary, keep=1)) as checkpoints:
             checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data})

@@ -39,6 +39,7 @@ class Job:
       device_arrays: the dataset's, on every device.
       teacher: the frozen one, evaluated; None if there is none.
       frozen: what the steps see of it.
+      student: the network that is trained, as `networks` has it.
       mixing_weights: m(t) by epoch.
       schedule: step -> learning rate.
       tap_sets: those of the mixed paths, of which each step takes one.
@@ -65,6 +66,7 @@ class Job:
             teacher_network = from_config.resnet(config, len(self.dataset.classes), AXIS)
         else:
             teacher_network = self.teacher.network if self.teacher else None
+        self.student = plan.student
         self.networks = step_lib.networks_for(plan.student, teacher_network, self.method)
         self.provenance = provenance.provenance(self.dataset)
         # Computed here for all epochs, so that the loop waits for no device.

@@ -14,7 +14,7 @@ from jointrd_jax.data.base import Batch
 from jointrd_jax.errors import Interrupted
 from jointrd_jax.runs import run_directory
 from jointrd_jax.runs.checkpoint import Checkpoints
-from jointrd_jax.system import distributed, files, signals
+from jointrd_jax.system import buckets, distributed, files, signals
 from jointrd_jax.train import (
     gradients,
     preflight,
@@ -46,9 +46,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
       NotFinite: a loss that is not finite, a UserError too.
       Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
-    workdir = Path(workdir).absolute()
+    workdir = files.absolute(workdir)
+    with buckets.answering(workdir, '; the same command continues'):
+        return run_in(config, workdir, reporter or Reporter(config.procedure, quiet=config.log.quiet))
+
+
+def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter) -> dict[str, Any]:
+    """`run`, while the place of `workdir` answers."""
     plan = setup.make(config, workdir)
-    reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
     try:
         with distributed.only_first(files.locked(workdir)):
             preflight.workdir(config, workdir)  # again, now that nobody else can write there

@@ -11,7 +11,7 @@ from jointrd_jax import config as config_lib, data
 from jointrd_jax.errors import UserError
 from jointrd_jax.method import joint
 from jointrd_jax.runs import from_config, run_directory
-from jointrd_jax.runs.checkpoint import DIRECTORY
+from jointrd_jax.runs.checkpoint_places import DIRECTORY
 from jointrd_jax.train import loop, step as step_lib
 from tests.support.configs import tiny_config
 
