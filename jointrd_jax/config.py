@@ -134,7 +134,10 @@ FIELDS: dict[str, Field] = {
         'auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, 101 and 152, else basic'
     ),
     'model.width': Field(64, *at_least(1, MAX_CHANNELS), 'channels of the first stage; doubles with each stage'),
-    'model.stem': Field('cifar', *one_of(*STEMS), 'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool'),
+    'model.stem': Field(
+        'cifar', *one_of(*STEMS),
+        'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool; pool_first: that with its pool in front, less memory'
+    ),
     'model.shortcuts': Field(
         'none',
         f'{" | ".join(SHORTCUTS)}, or one per block, comma-separated',
