@@ -28,6 +28,8 @@ USAGE_STATUS = 2
 COMMANDS = {
     'train': 'train what a recipe says; the same command continues it',
     'compare': 'procedures, seeds and ablations beside each other',
+    'evaluate': 'top-1, top-5, per class and confusions of a run, on its dataset or another',
+    'predict': 'class and probability of images, by a run or an export',
     'export': 'a trained network as ONNX, TFLite, StableHLO, safetensors',
     'report': 'runs and exports on one HTML page',
     'prepare': 'download and prepare a TFDS dataset',

@@ -32,6 +32,8 @@ class Dataset(abc.ABC):
       std: the same; the network's input is (x / 255 - mean) / std.
       bad: the numbers of the bad images passed over so far on this host (dataset.on_bad_image=skip).
       device_arrays: arrays to keep on every device, given back to `preprocess`; {} when streaming.
+      resize: what the shorter side of an evaluation image is resized to, in pixels, before its centre is cut out;
+        None where images are taken as they are.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Dataset(abc.ABC):
     std: tuple[float, ...]
     bad: set[int]
     device_arrays: dict[str, np.ndarray]
+    resize: int | None = None
 
     @abc.abstractmethod
     def train_batches(self, start_step: int) -> Iterator[Batch]:
@@ -172,4 +175,5 @@ def as_config(dataset: Dataset) -> dict[str, Any]:
         'image_shape': list(dataset.image_shape),
         'mean': list(dataset.mean),
         'std': list(dataset.std),
+        'resize': dataset.resize,
     }

@@ -174,7 +174,7 @@ class Streaming(Dataset):
 
     def __init__(self, name: str, train: Source, evaluation: Source | None, config: ml_collections.ConfigDict):
         settings = config.dataset
-        self.name, self.classes, self.config = name, train.classes, config
+        self.name, self.classes, self.config, self.resize = name, train.classes, config, settings.resize
         self.train_source = self.eval_source = train
         if settings.validation_size:
             self.train_indices, self.eval_indices = held_out(len(train), settings.validation_size, name)

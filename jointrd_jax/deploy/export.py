@@ -14,7 +14,7 @@ from jointrd_jax.deploy import card, fold, onnx_graph, quantise, stablehlo, tfli
 from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.runner import Runner
 from jointrd_jax.errors import UserError, choice_error, require
-from jointrd_jax.runs import provenance, run_directory, weights
+from jointrd_jax.runs import predictions, provenance, run_directory, weights
 from jointrd_jax.system import buckets, files
 
 TOLERANCE = 1e-4  # largest difference of a float artifact's logits to the checkpoint's, relative
@@ -91,10 +91,8 @@ def check(options: Options, out: Path) -> None:
 
 def eval_batches(dataset: data.Dataset) -> Iterator[Batch]:
     """The evaluation split as the network sees it, in batches of one size."""
-    preprocess = jax.jit(lambda device_arrays, batch: dataset.preprocess(device_arrays, batch, None))
-    for batch in dataset.eval_batches():
-        images, labels = preprocess(dataset.device_arrays, batch)
-        yield Batch(np.asarray(images), np.asarray(labels), batch['mask'])
+    for images, labels, _, mask in predictions.of(dataset, None):
+        yield Batch(images, labels, mask)
 
 
 def random_batches(image_shape: tuple[int, ...], size: int) -> Iterator[Batch]:
@@ -177,6 +175,8 @@ class Job:
             'input': 'pixels 0..255' if self.options.pixels else '(pixel / 255 - mean) / std',
             'mean': about['mean'],
             'std': about['std'],
+            'resize': about.get('resize'),
+            'batch': self.options.batch or 'dynamic',
             'top1': 'unmeasured' if top1 is None else top1,
         }
 
