@@ -26,19 +26,21 @@ def test_terms_are_called_what_the_loss_reports():
         joint.Method((2, 4), distill_weight=1e-3).without_mixing(),
         joint.Method(kl_alpha=0.5),
     ):
-        shapes = jax.eval_shape(lambda m=method: terms_of(m))
-        assert sorted(shapes) == sorted(joint.term_names(method))
+        terms = jax.eval_shape(lambda key, method=method: terms_of(method, key), jax.random.key(0))
+        assert sorted(terms) == sorted(joint.term_names(method))
 
 
-def terms_of(method):
+def terms_of(method, key):
+    """The named terms of the loss of fresh networks."""
     networks = joint.Networks(STUDENT, TEACHER, Connectors())
-    p, r = random_variables(STUDENT, 0), random_variables(TEACHER, 1)
+    p, r = STUDENT.init(key, IMAGES), TEACHER.init(key, IMAGES)
     outputs = TEACHER.apply(r, IMAGES)
     maps = dict.fromkeys(joint.path_names(method.taps), outputs.features)
-    c = networks.connectors.init(jax.random.key(0), maps, train=False)
+    c = networks.connectors.init(key, maps, train=False)
     params, batch_stats = ({'student': p[name], 'connectors': c[name]} for name in ('params', 'batch_stats'))
-    view = joint.TeacherView(r, jnp.zeros(outputs.features.shape[-1])).with_outputs(outputs)
-    return joint.joint_loss(params, batch_stats, IMAGES, LABELS, networks=networks, method=method, teacher=view)[1][0]
+    teacher = joint.TeacherView(r, jnp.zeros(outputs.features.shape[-1])).with_outputs(outputs)
+    arguments = dict(networks=networks, method=method, teacher=teacher)
+    return joint.joint_loss(params, batch_stats, IMAGES, LABELS, **arguments)[1][0]
 
 
 def test_mixing_weight():
