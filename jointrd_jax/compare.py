@@ -3,6 +3,7 @@
 Every cell (procedure, seed) is a run of its own, resumed or reused when it is there.
 """
 
+import dataclasses
 import io
 import math
 import statistics
@@ -16,6 +17,7 @@ from jointrd_jax import config as config_lib
 from jointrd_jax.errors import NotFinite, UserError, choice_error, require
 from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS
 from jointrd_jax.runs import from_config, run_directory
+from jointrd_jax.runs.summary import mean_and_spread
 from jointrd_jax.system import files
 from jointrd_jax.train import preflight
 
@@ -189,7 +191,8 @@ def run(
     for number, (name, cell, path) in enumerate(jobs, 1):
         label = f'{number}/{len(jobs)} {name} seed {cell.seed}'
         try:
-            summary = loop.run(cell, path, Reporter(label, reporter.console, quiet=config.log.quiet, nested=True))
+            nested = Reporter(label, reporter.console, quiet=config.log.quiet, nested=True)
+            summary = dataclasses.asdict(loop.run(cell, path, nested))
         except NotFinite as error:
             if str(path) in teachers:
                 raise
@@ -219,8 +222,7 @@ def statistics_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     cell: dict[str, Any] = {}
     for which in TOP1:
         values = [summary[which] for summary in summaries if summary.get(which) is not None]
-        cell[f'{which}_mean'] = statistics.fmean(values) if values else None
-        cell[f'{which}_std'] = (statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
+        cell[f'{which}_mean'], cell[f'{which}_std'] = mean_and_spread(values) or (None, None)
     return {**cell, 'runs': summaries}
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import summary as summary_lib
 from tests.support.configs import QUICK_FLAGS, ROOT
 
 sys.path.insert(0, str(ROOT / 'tests' / 'data'))
@@ -31,7 +31,5 @@ def test_cifar_teacher_then_student(tmp_path):
     real_data.cifar10(tmp_path)
     script('cifar_resnet', '34', 'cifar10', '3', data=tmp_path, out=tmp_path)
     script('cifar_jointrd', '34', '0.2', 'jointrd', '3', 'cifar10', data=tmp_path, out=tmp_path)
-    teacher, student = (
-        run_directory.read_summary(tmp_path / 'cifar10' / name) for name in ('resnet34-3', 'jointrd34-eta0.2-3')
-    )
+    teacher, student = (summary_lib.read(tmp_path / 'cifar10' / name) for name in ('resnet34-3', 'jointrd34-eta0.2-3'))
     assert teacher['procedure'] == 'resnet' and student['teacher'].endswith('resnet34-3') and student['seed'] == 3

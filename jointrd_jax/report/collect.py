@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import DIRECTORY as CHECKPOINTS
+from jointrd_jax.runs.summary import Summary, mean_and_spread
 from jointrd_jax.system import files
 
 # Fields that do not tell variants apart: where things are, how they are kept and shown, chance.
@@ -47,7 +48,7 @@ class Record(NamedTuple):
     path: Path
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
-    summary: dict[str, Any] | None
+    summary: Summary | None
     not_finite: dict[str, Any] | None = None
 
     @property
@@ -71,7 +72,7 @@ class Variant(NamedTuple):
         return [run for run in self.runs if run.summary]
 
     @property
-    def summaries(self) -> list[dict[str, Any]]:
+    def summaries(self) -> list[Summary]:
         """Of its finished runs."""
         return [run.summary for run in self.runs if run.summary]
 
@@ -94,10 +95,8 @@ class Variant(NamedTuple):
 
     def result(self, name: str) -> tuple[float, float] | None:
         """(mean, sample standard deviation) over the seeds of a number in the summaries."""
-        values = [summary[name] for summary in self.summaries if summary.get(name) is not None]
-        if not values:
-            return None
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        values = [value for summary in self.summaries if (value := getattr(summary, name)) is not None]
+        return mean_and_spread(values)
 
 
 def read(path: Path) -> Record:
@@ -111,7 +110,7 @@ def read(path: Path) -> Record:
         path,
         config,
         run_directory.read_metrics(path / run_directory.METRICS),
-        run_directory.read_summary(path),
+        summary_lib.read(path),
         read_not_finite(path),
     )
 
@@ -174,7 +173,7 @@ def is_run(path: Path, named: bool) -> bool:
 def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, Any]]:
     """What each export at or below `paths` says of itself, its 'path', and the 'record' of its run (None: not here)."""
     by_path = {record.path.resolve(): record for record in records}
-    by_digest = {record.summary.get('student_digest'): record for record in records if record.summary}
+    by_digest = {record.summary.student_digest: record for record in records if record.summary}
     found = {}
     for place in (place for path in paths for place in sorted(path.rglob(EXPORT))):
         try:
@@ -267,7 +266,7 @@ def left_out(records: list[Record], variants: list[Variant]) -> list[tuple[Recor
             run for v in variants for run in v.runs
             if run.seed == record.seed and used(run.config) == used(record.config)
         )  # fmt: skip
-        digests = [(run.summary or {}).get('student_digest') for run in (record, shown)]
+        digests = [run.summary and run.summary.student_digest for run in (record, shown)]
         if record.summary and digests[0] != digests[1]:
             pairs.append((record, shown))
     return pairs

@@ -106,7 +106,7 @@ def row(variant: Variant) -> dict[str, Any]:
 def outcome(run: collect.Record) -> str:
     """A run's accuracy, or why it has none."""
     if run.summary:
-        top1 = run.summary.get('last_top1')
+        top1 = run.summary.last_top1
         return 'unmeasured' if top1 is None else f'{top1:.1f}'
     if run.not_finite:
         return f'{run.not_finite["term"]} not finite at step {run.not_finite["step"]}'
@@ -225,7 +225,7 @@ def path_curves(variants: list[Variant]) -> list[str]:
         names = variant.names('path', '_top1')
         if names:
             shown = [*names, 'top1', 'teacher_top1']
-            taps = (variant.summaries[0].get('taps') if variant.summaries else None) or ['?'] * len(names)
+            taps = (variant.summaries[0].taps if variant.summaries else None) or ['?'] * len(names)
             labels = [
                 f'{name.removesuffix("_top1")}: {tap} block{"" if tap == 1 else "s"} plain'
                 for name, tap in zip(names, taps)
@@ -325,8 +325,8 @@ def environments(variants: list[Variant]) -> list[tuple[str, str]]:
     found = {}
     for variant in variants:
         for summary in variant.summaries:
-            versions = ', '.join(f'{k} {v}' for k, v in summary.get('versions', {}).items())
-            found[summary.get('devices', 'unknown device'), versions] = None
+            versions = ', '.join(f'{k} {v}' for k, v in summary.versions.items())
+            found[summary.devices or 'unknown device', versions] = None
     return list(found)
 
 

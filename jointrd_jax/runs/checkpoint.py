@@ -202,7 +202,7 @@ class Checkpoints:
         Raises:
           UserError: they cannot be removed.
         """
-        if jax.process_index() == 0 and self.directory.is_dir():
+        if distributed.is_first() and self.directory.is_dir():
             steps = {str(s) for s in self.steps() if s <= step}
             try:
                 for path in self.directory.iterdir():
@@ -234,7 +234,7 @@ class Checkpoints:
         """In the background: wait for the files, seal them, give them their final name, drop the oldest."""
         try:
             self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
+            if distributed.is_first():
                 seal(partial)
                 remove(self.directory / str(step))
                 self._give_name(partial)

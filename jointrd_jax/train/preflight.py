@@ -86,7 +86,7 @@ def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.D
         )
     if config.restore:
         other = run_directory.load(config.restore)
-        channels = other.data['image_shape'][-1], dataset.image_shape[-1]
+        channels = other.data.image_shape[-1], dataset.image_shape[-1]
         if channels[0] != channels[1]:
             raise UserError(
                 f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
@@ -98,7 +98,7 @@ def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.D
             SHAPE_FIELDS + ('shortcuts', 'reparam', 'activation', 'groups'),
         )
         if config.restore_head == 'keep':
-            classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+            classes(f'config.restore={config.restore}', other.data.classes, dataset.classes)
 
 
 def same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> None:
@@ -111,7 +111,7 @@ def same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> N
             )
 
 
-def classes(what: str, there: list[str], here: tuple[str, ...]) -> None:
+def classes(what: str, there: tuple[str, ...], here: tuple[str, ...]) -> None:
     if len(there) != len(here):
         raise UserError(f'{what} has {len(there)} classes but the dataset of this run has {len(here)}')
     for i, (a, b) in enumerate(zip(there, here)):

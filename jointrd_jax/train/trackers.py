@@ -20,6 +20,7 @@ import numpy as np
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import require
 from jointrd_jax.method.networks import Variables
+from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import distributed, files
 
 TENSORBOARD = 'tensorboard'  # subdirectory of the run
@@ -41,7 +42,7 @@ class Tracker(abc.ABC):
         """Images [N, H, W, C] uint8."""
 
     @abc.abstractmethod
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         """The run is complete: hyperparameters beside its result."""
 
     @abc.abstractmethod
@@ -88,10 +89,10 @@ class TensorBoard(Tracker):
         self.write(step=step, summary=self.protos.text(name, ', '.join(captions)))
 
     def finish(self, summary):
-        results = {f'result/{name}': summary[name] for name in ('last_top1', 'best_top1')}
+        results = {'result/last_top1': summary.last_top1, 'result/best_top1': summary.best_top1}
         for part in self.protos.hparams(hyperparameters(self.config), results):
-            self.write(step=summary['steps'], summary=part)
-        self.scalars(summary['steps'], results)
+            self.write(step=summary.steps, summary=part)
+        self.scalars(summary.steps, results)
 
     def close(self):
         self.writer.close()
@@ -118,7 +119,8 @@ class WandB(Tracker):
         self.run.log({name: shown}, step=step)
 
     def finish(self, summary):
-        self.run.summary.update({name: summary[name] for name in ('last_top1', 'best_top1', 'wall_seconds')})
+        found = {name: getattr(summary, name) for name in ('last_top1', 'best_top1', 'wall_seconds')}
+        self.run.summary.update(found)
 
     def close(self):
         self.run.finish()
@@ -193,7 +195,7 @@ class Trackers:
         """What the network sees of a training batch: normalised, augmented `images`."""
         number = min(self.config.log.images, len(labels))
         if self.all and number:
-            pixels = to_pixels(jax.device_get(images[:number]), dataset.mean, dataset.std)
+            pixels = dataset.description.to_uint8(jax.device_get(images[:number]))
             captions = [dataset.classes[label] for label in jax.device_get(labels[:number])]
             for tracker in self.all:
                 self.tell(tracker, lambda tracker: tracker.images(step, 'augmented', pixels, captions))
@@ -218,15 +220,10 @@ class Trackers:
     def due(self, epoch: int, every: int) -> bool:
         return epoch % every == 0 or epoch in (1, self.epochs)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         for tracker in self.all:
             self.tell(tracker, lambda tracker: tracker.finish(summary))
 
     def close(self) -> None:
         for tracker in self.all:
             self.tell(tracker, lambda tracker: tracker.close())
-
-
-def to_pixels(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Normalised images back to uint8."""
-    return np.clip(np.round((images * np.float32(std) + np.float32(mean)) * 255), 0, 255).astype(np.uint8)
