@@ -30,7 +30,10 @@ def reason(error: BaseException) -> str:
 
 
 def cache_directory() -> Path:
-    """Where what can be made again is kept, such as compiled programs: $JOINTRD_CACHE_DIR, or jointrd_jax under the user's cache directory."""
+    """Where compiled programs, and what else can be made again, are kept.
+
+    $JOINTRD_CACHE_DIR, or jointrd_jax in the user's cache directory.
+    """
     if chosen := os.environ.get('JOINTRD_CACHE_DIR'):
         return Path(chosen)
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'jointrd_jax'
