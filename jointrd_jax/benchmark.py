@@ -349,7 +349,7 @@ def measure(
       steps: numbers of steps at once; each training task is timed with each of them too.
       trace: see the flag.
     """
-    mesh = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = step_lib.make_mesh(jax.devices()[:1])
     rows, dtype = [], None
     for tasks in groups:
         tasks = [variant for task in tasks for variant in variants(task, options, steps)]

@@ -11,12 +11,8 @@ SMALL = ['--shapes=18:32:4', '--width=4', '--rounds=2']
 ONLY_JAX = """
 import runpy, sys
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('ml_collections', 'grain', 'tensorflow_datasets', 'sklearn', 'cv2'):
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Missing())
+for missing in ('ml_collections', 'grain', 'tensorflow_datasets', 'sklearn', 'cv2'):
+    sys.modules[missing] = None
 runpy.run_module('jointrd_jax.benchmark', run_name='__main__')
 """
 

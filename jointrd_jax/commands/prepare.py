@@ -4,13 +4,15 @@
     jointrd prepare imagenet2012 --data_dir DIR      (after putting its two tar files there)
     jointrd prepare imagenet2012 --data_dir DIR --convert_to DIR2
 
-Says first what it will download and how large that is. Needs the extra [prepare] (TensorFlow), but
-for --convert_to, which copies a dataset that is prepared as TFRECORD to ArrayRecord. Training reads both.
+Says first what it will download and how large that is. Needs the extra [prepare] (TensorFlow); --convert_to, which
+copies a dataset that is prepared as TFRECORD to ArrayRecord, only [data]. Training reads both.
 """
 
 from pathlib import Path
 
 from absl import flags, logging
+
+from jointrd_jax.errors import require
 
 POSITIONAL = ('NAME',)
 
@@ -25,8 +27,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(given: flags.FlagValues, name: str) -> None:
     from jointrd_jax.data import prepare
-    from jointrd_jax.data.tfds import default_directory
 
+    default_directory = require('jointrd_jax.data.tfds', 'data' if given.convert_to else 'prepare').default_directory
     logging.set_verbosity(logging.ERROR)  # TFDS narrates
     data_dir = Path(given.data_dir or default_directory()).expanduser().absolute()
     if given.convert_to:

@@ -3,18 +3,19 @@
 import ml_collections
 
 from jointrd_jax.data.base import Dataset
+from jointrd_jax.errors import require
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
     """The dataset named by `config.dataset.name`: 'digits', 'folder', or any prepared TFDS image-classification set.
 
     Raises:
-      UserError: an unknown or unprepared dataset, with the command that prepares it.
+      UserError: an unknown or unprepared dataset, with the command that prepares it; or the extra [data] is needed
+        and not installed.
     """
     if config.dataset.name == 'digits':
-        from jointrd_jax.data import digits as source
-    elif config.dataset.name == 'folder':
-        from jointrd_jax.data import folder as source
-    else:
-        from jointrd_jax.data import tfds as source
-    return source.load(config)
+        from jointrd_jax.data import digits
+
+        return digits.load(config)
+    module = 'folder' if config.dataset.name == 'folder' else 'tfds'
+    return require(f'jointrd_jax.data.{module}', 'data').load(config)

@@ -30,13 +30,7 @@ def dirac_delta(shape: Sequence[int], groups: int = 1) -> np.ndarray:
     return delta
 
 
-def as_matrix(height: int, width: int) -> bool:
-    """Whether the convolution of a map of this size is one matrix product: quicker on the CPU backend.
-
-    XLA's convolution there is many times slower on maps of up to 2x2, and quicker from 3x3 on
-    (benchmarks/convolution.py).
-    """
-    return height * width <= 4 and jax.default_backend() == 'cpu'
+AS_MATRIX = 4  # positions of a map up to which, on a CPU, its convolution is one matrix product
 
 
 def convolution_matrix(kernel: jax.Array, height: int, width: int, stride: int) -> jax.Array:
@@ -53,15 +47,23 @@ def convolution_matrix(kernel: jax.Array, height: int, width: int, stride: int) 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
     """Convolution of `x` [B, H, W, in] with `kernel` [k, k, in / groups, out], k odd, symmetric zero padding.
 
-    On the CPU backend, a map of a few positions is multiplied by the matrix that the convolution is.
+    Compiled for a CPU, a map of up to `AS_MATRIX` positions is multiplied by the matrix that the convolution is: XLA's
+    convolution there is many times slower on maps of up to 2x2, and quicker from 3x3 on (benchmarks/convolution.py).
     """
     height, width = x.shape[1:3]
-    if groups == 1 and as_matrix(height, width):
+
+    def as_matrix(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jnp.tensordot(x, convolution_matrix(kernel, height, width, stride), 3)
-    pad = [(kernel.shape[0] // 2,) * 2] * 2
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), pad, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups
-    )
+
+    def as_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        pad, numbers = [(kernel.shape[0] // 2,) * 2] * 2, ('NHWC', 'HWIO', 'NHWC')
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), pad, dimension_numbers=numbers, feature_group_count=groups
+        )
+
+    if groups > 1 or height * width > AS_MATRIX:
+        return as_convolution(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=as_matrix, default=as_convolution)
 
 
 class Conv(nn.Module):

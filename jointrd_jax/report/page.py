@@ -35,6 +35,7 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
       UserError: a path without runs, a damaged file of a run, jinja2 missing, or `out` cannot be written.
     """
     jinja2 = require('jinja2', 'report')
+    require('PIL', 'report')  # for the images of `predictions`
     if not Path(out).name:
         raise UserError(f'--out={str(out)!r} names no file')
     records = collect.find(paths)

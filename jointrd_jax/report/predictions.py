@@ -1,13 +1,14 @@
 """A trained network looked at image by image: which classes it confuses, and on what."""
 
 import base64
+import io
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import numpy as np
 
 from jointrd_jax import data
+from jointrd_jax.errors import require
 from jointrd_jax.runs import run_directory
 
 WORST = 5  # classes shown with examples
@@ -119,10 +120,8 @@ def example(mistake: tuple[float, int, np.ndarray], dataset: data.Dataset) -> Ex
 
 def data_uri(pixels: np.ndarray) -> str:
     """An image [H, W, C] uint8 (RGB or grey) as a PNG to embed, shrunk to at most MAX_SIDE."""
-    height, width = pixels.shape[:2]
-    if max(height, width) > MAX_SIDE:
-        scale = MAX_SIDE / max(height, width)
-        pixels = cv2.resize(pixels, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-    pixels = pixels[..., ::-1] if pixels.ndim == 3 and pixels.shape[-1] == 3 else pixels
-    _, png = cv2.imencode('.png', np.ascontiguousarray(pixels))
-    return f'data:image/png;base64,{base64.b64encode(png.tobytes()).decode()}'
+    image = require('PIL.Image', 'report').fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    png = io.BytesIO()
+    image.save(png, 'PNG')
+    return f'data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}'

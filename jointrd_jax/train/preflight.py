@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 
 from jointrd_jax import config as config_lib, data
@@ -28,9 +27,8 @@ HARMLESS = (
 SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
 
 
-def batches(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
-    """Batches must divide over the devices and fit the data."""
-    devices = jax.device_count()
+def batches(config: ml_collections.ConfigDict, dataset: data.Dataset, devices: int) -> None:
+    """Batches must divide over so many devices and fit the data."""
     for name in ('batch_size', 'eval_batch_size'):
         size = config[name]
         if size % devices:

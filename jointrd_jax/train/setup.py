@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import ml_collections
 
 from jointrd_jax import config as config_lib, data
@@ -43,7 +44,7 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
         classes = hashlib.sha256('\n'.join(dataset.classes).encode()).hexdigest()[:12]
         sizes = {'training images': dataset.train_size, 'evaluation images': dataset.eval_size}
         distributed.agree({'dataset': dataset.name, 'classes': classes, **sizes}, 'data')
-        preflight.batches(config, dataset)
+        preflight.batches(config, dataset, jax.device_count())
         student = from_config.student(config, len(dataset.classes), AXIS)
         method = from_config.method(config, student)
         preflight.workdir(config, workdir)

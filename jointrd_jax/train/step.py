@@ -69,9 +69,10 @@ class LearningTeacher(flax.struct.PyTreeNode):
     opt_state: Tree
 
 
-def make_mesh() -> jax.sharding.Mesh:
-    """All devices of all hosts in one row."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """`devices`, by default all of all hosts, in one row; they may be of a machine that is not here (see `plan`)."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

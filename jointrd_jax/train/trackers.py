@@ -152,6 +152,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     if config.log.tensorboard:
         require('tensorboardX', 'tensorboard')
+        require('PIL', 'tensorboard')  # it writes images by
     if config.log.tracker:
         require(config.log.tracker, config.log.tracker)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jointrd_jax import data
+from jointrd_jax import cli, data
 from jointrd_jax.data import prepare
 from jointrd_jax.errors import UserError
 from tests.support import real_data
@@ -83,12 +83,12 @@ def test_a_prepared_dataset_is_left_alone(tmp_path):
     ('args', 'message'),
     [
         (['nonsense', '--data_dir', 'x'], "TFDS cannot prepare 'nonsense'"),
-        ([], 'the following arguments are required: name'),
+        ([], 'NAME is missing'),
     ],
 )
 def test_a_wrong_command_is_one_line(args, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        prepare.main(args)
+        cli.run('prepare', args)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: ') and message in line

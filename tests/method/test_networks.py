@@ -135,7 +135,7 @@ def test_small_maps_equal_the_convolution(size, height, width, stride):
             x, kernel, (stride, stride), pad, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
         )
 
-    assert layers.as_matrix(height, width)
+    assert height * width <= layers.AS_MATRIX
     ours, pull = jax.vjp(lambda x, kernel: layers.convolve(x, kernel, stride), x, kernel)
     theirs, pull_theirs = jax.vjp(reference, x, kernel)
     for one, other in zip((ours, *pull(ours)), (theirs, *pull_theirs(theirs)), strict=True):
