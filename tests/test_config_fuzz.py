@@ -89,7 +89,7 @@ def start_or_refuse(config, workdir: Path) -> bool:
     """All that a run does before it makes or compiles something."""
     began = time.process_time()
     try:
-        dataset, student, method, _ = setup.make(config, workdir)
+        dataset, student, method, *_ = setup.make(config, workdir)
     except UserError as error:
         check_line(error)
         return False

@@ -12,7 +12,7 @@ from tests.support import real_data
 
 SHRINK = [
     '--config.epochs=1', '--config.model.stage_sizes=1,1', '--config.model.width=4', '--config.batch_size=4',
-    '--config.eval_batch_size=4', '--config.mix.epochs=1',
+    '--config.eval_batch_size=4', '--config.mix.fraction=1',
 ]  # fmt: skip
 
 

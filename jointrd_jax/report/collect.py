@@ -27,7 +27,7 @@ USED_BY = {
 }
 IN_NAME = ('model.reparam', 'model.activation')  # of a student: 'jointrd+dirac'
 # Fields of the student that a ResNet does not use.
-OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.anneal_epochs', 'model.hidden', 'model.init')
+OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.anneal_fraction', 'model.hidden', 'model.init')
 EXPORT = 'export.json'
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 

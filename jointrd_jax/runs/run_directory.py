@@ -25,6 +25,7 @@ from jointrd_jax.method.networks import Network, Variables
 from jointrd_jax.runs import from_config, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints, damage
 from jointrd_jax.runs.summary import SUMMARY, Summary
+from jointrd_jax.runs.upgrade import upgraded
 from jointrd_jax.system import files
 
 CONFIG, METRICS, NOT_FINITE = 'config.json', 'metrics.jsonl', 'not_finite.json'
@@ -73,15 +74,13 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
     flat = files.read_json(path / CONFIG)
     config = config_lib.default()
     try:
-        if 'model.dirac' in flat:  # of a run from before there were other parametrisations
-            flat['model.reparam'] = 'dirac' if flat.pop('model.dirac') else 'none'
-        for name, value in flat.items():
+        for name, value in upgraded(flat).items():
             node = config
             *groups, leaf = name.split('.')
             for group in groups:
                 node = node[group]
             node[leaf] = tuple(value) if isinstance(value, list) else value
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path / CONFIG} is not a config of this version: {error}') from error
     try:
         config_lib.validate(config)

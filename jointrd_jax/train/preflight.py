@@ -61,8 +61,13 @@ def workdir(config: ml_collections.ConfigDict, directory: Path) -> None:
 def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], directory: Path) -> None:
     """The flat config that the run in `directory` began with allows only harmless differences."""
     now = json.loads(json.dumps(config_lib.flatten(config)))
+    if others := sorted(before.keys() ^ now.keys()):
+        raise UserError(
+            f'{directory} holds a run of another version of jointrd_jax (fields of one alone: {", ".join(others)}), '
+            'which cannot be continued; use another --workdir. What it trained can be exported and can teach'
+        )
     decisive = set()
-    if config.on_nan == 'rollback':  # it goes to the newest scheduled checkpoint
+    if config.nan.action == 'rollback':  # it goes to the newest scheduled checkpoint
         decisive.add('checkpoint.every_steps')
     if config.steps_per_dispatch > 1:  # these part the steps that are taken at once, by a program with its own rounding
         decisive |= {'checkpoint.every_steps', 'log.gradients'}

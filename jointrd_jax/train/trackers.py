@@ -23,6 +23,7 @@ from jointrd_jax.method.networks import Variables
 from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import distributed, files
 
+SHOWN_IMAGES = 16  # augmented training images, when a run begins
 TENSORBOARD = 'tensorboard'  # subdirectory of the run
 
 
@@ -194,7 +195,7 @@ class Trackers:
 
     def samples(self, step: int, dataset: Any, images: jax.Array, labels: jax.Array) -> None:
         """What the network sees of a training batch: normalised, augmented `images`."""
-        number = min(self.config.log.images, len(labels))
+        number = min(SHOWN_IMAGES, len(labels))
         if self.all and number:
             pixels = dataset.description.to_uint8(jax.device_get(images[:number]))
             captions = [dataset.classes[label] for label in jax.device_get(labels[:number])]

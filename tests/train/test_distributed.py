@@ -22,8 +22,9 @@ from tests.support import real_data
 
 TIMEOUT = 900  # seconds: a hang ends, a slow machine does not fail
 SHRINK = [
-    '--config.procedure=plain', '--config.epochs=2', '--config.batch_norm=global', '--config.optimizer.warmup_epochs=0',
-    '--config.optimizer.learning_rate=0.02', '--config.model.stage_sizes=(1,1)', '--config.model.width=4',
+    '--config.procedure=plain', '--config.epochs=2', '--config.batch_norm=global',
+    '--config.optimizer.warmup_fraction=0', '--config.optimizer.learning_rate=0.02', '--config.model.stage_sizes=(1,1)',
+    '--config.model.width=4',
     '--config.batch_size=8', '--config.eval_batch_size=8', '--config.dataset.name=folder', '--config.dataset.flip=True',
     '--config.dataset.image_size=16', '--config.dataset.resize=18', '--config.dataset.workers=0',
     '--config.checkpoint.every_steps=3', '--config.checkpoint.keep=9', '--config.dataset.on_bad_image=skip',

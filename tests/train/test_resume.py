@@ -21,10 +21,10 @@ from tests.support.faults import LONG, Stopping, outcome, run_with_stops, small_
 # procedure: config; the long form (see faults.LONG) has all of them
 PROCEDURES = {
     'plain': {'model__reparam': 'dirac'},
-    'jointrd_scratch': {'distill__weight': 1e-3, 'eval_hybrids': True, 'mix__eta': 0.0, 'mix__epochs': 0.5},
+    'jointrd_scratch': {'distill__weight': 1e-3, 'eval_hybrids': True, 'mix__eta': 0.0, 'mix__fraction': 0.5},
 }
 MORE = {  # 'jointrd' in CI: on streamed images, in tests/data, and while its teacher trains, below
-    'jointrd': {'eval_hybrids': True, 'mix__eta': 0.0, 'mix__epochs': 0.5},
+    'jointrd': {'eval_hybrids': True, 'mix__eta': 0.0, 'mix__fraction': 0.5},
     'resnet': {},
     'feature_kd': {'distill__weight': 1e-3},
     'logit_kd': {},

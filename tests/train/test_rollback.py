@@ -16,13 +16,13 @@ from tests.support.faults import outcome, run_with_stops, small_config
 
 # Far too high; some rollbacks of a factor of 1000 bring it into reach.
 ROLLBACK = dict(
-    optimizer__learning_rate=1e15, optimizer__schedule='constant', optimizer__warmup_epochs=0.0,
-    on_nan='rollback', nan_factor=0.001, nan_rollbacks=8,
+    optimizer__learning_rate=1e15, optimizer__schedule='constant', optimizer__warmup_fraction=0.0,
+    nan__action='rollback', nan__factor=0.001, nan__rollbacks=8,
 )  # fmt: skip
 
 
 def test_stop_names_step_and_term_and_keeps_the_checkpoints(tmp_path, quiet):
-    config = small_config(optimizer__learning_rate=1e15, optimizer__warmup_epochs=0.0)
+    config = small_config(optimizer__learning_rate=1e15, optimizer__warmup_fraction=0.0)
     with pytest.raises(
         errors.UserError,
         match=r'(ce/student|gradient_norm) is not finite at step \d+; (the last good checkpoint, of|there is)',
@@ -84,7 +84,7 @@ def test_rollback_lowers_the_rate_until_it_works_and_interruptions_change_nothin
 
 
 def test_rollbacks_are_limited(tmp_path, quiet):
-    config = small_config(**{**ROLLBACK, 'nan_factor': 0.999, 'nan_rollbacks': 2})
+    config = small_config(**{**ROLLBACK, 'nan__factor': 0.999, 'nan__rollbacks': 2})
     with pytest.raises(errors.UserError, match='is not finite at step .* after 2 rollbacks'):
         loop.run(config, tmp_path, quiet)
 
