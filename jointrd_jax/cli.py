@@ -3,7 +3,8 @@
 A subcommand NAME is the module `commands.NAME`, imported only when it is asked for. It has a docstring, which is its
 help text, and
 
-    POSITIONAL = ('RUN ...',)               optional: arguments before the options; the last may be 'NAME ...'
+    POSITIONAL = ('RUN ...',)               optional: arguments before the options; the last may be 'NAME ...', or
+                                            '[NAME ...]' where none are needed
     def define_flags(values) -> None        its flags, defined in the absl FlagValues it is given
     def main(given, *arguments) -> None     the call into the library; `given` has the flags as attributes
 """
@@ -32,6 +33,7 @@ COMMANDS = {
     'prepare': 'download and prepare a TFDS dataset',
     'convert': 'weight files into runs, runs into weight files',
     'benchmark': 'step times beside what their arithmetic costs',
+    'targets': 'what compilers of NPUs, microcontrollers, FPGAs and phones make of a network',
     'savings': 'what a network without shortcuts saves, per runtime',
 }
 
@@ -147,9 +149,9 @@ def parse(name: str, module: ModuleType, argv: Sequence[str]) -> tuple[flags.Fla
         flags.FLAGS.mark_as_parsed()
     if 'workdir' in values and values['workdir'].value == '':
         fail('--workdir is empty; name a directory')
-    if len(rest) > len(positional) and not (positional and positional[-1].endswith('...')):
+    if len(rest) > len(positional) and not (positional and positional[-1].rstrip(']').endswith('...')):
         fail(f'unexpected argument {rest[len(positional)]!r}; options start with --')
-    if len(rest) < len(positional):
+    if len(rest) < len(positional) and not positional[len(rest)].startswith('['):
         fail(f'{positional[len(rest)]} is missing: {" ".join(positional)} comes before the options')
     return values, rest
 

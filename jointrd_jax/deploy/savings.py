@@ -2,14 +2,10 @@
 
 import importlib.util
 import json
-import math
 import os
 import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +15,7 @@ import numpy as np
 from jointrd_jax.deploy import fold, liveness
 from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.remove_shortcuts import removed
+from jointrd_jax.deploy.targets.timing import in_pairs
 from jointrd_jax.errors import UserError, choice_error, require
 from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, REGISTRY, STAGE_SIZES, Network, Variables, create
 from jointrd_jax.system import files
@@ -27,7 +24,6 @@ RESNET, PLAIN, REMOVED = 'ResNet', 'plain', 'removed'
 FAMILIES = {RESNET: 'resnet', 'projection': 'projection', PLAIN: 'plain'}
 INPUTS = {'imagenet': ((224, 224, 3), 1000), 'cifar': ((32, 32, 3), 10)}
 MIB = 2**20
-SHORTEST = 0.02  # seconds that one timing takes at least: quick networks are called more often in it
 # Li et al. 2020, of ResNet-50 against the plain network; what of ours each is to be held against.
 CLAIMED_SPEED = 1.4
 CLAIMS = (
@@ -110,62 +106,6 @@ RUNTIMES = (
     Runtime('ONNX Runtime', 'onnx', ('onnx', 'onnxruntime'), onnx_call),
     Runtime('LiteRT', 'tflite', ('litert_converter', 'ai_edge_litert'), tflite_call),
 )
-
-
-@contextmanager
-def pinned() -> Iterator[None]:
-    """Keep this thread on one core, where the system can."""
-    if not hasattr(os, 'sched_setaffinity'):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-class Seconds(NamedTuple):
-    """Of one call: the thread's own CPU time, and what a clock on the wall saw."""
-
-    thread: float
-    wall: float
-
-
-def timed(call: Callable[[], object], calls: int = 1) -> Seconds:
-    """The mean of `calls`."""
-    thread, wall = time.thread_time(), time.perf_counter()
-    for _ in range(calls):
-        call()
-    return Seconds((time.thread_time() - thread) / calls, (time.perf_counter() - wall) / calls)
-
-
-def in_pairs(first: Callable[[], object], second: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Milliseconds of both, and the ratio first / second over alternating pairs: median and quartiles.
-
-    Both run in this one thread, whose CPU time is what counts: on a shared machine the wall clock also
-    counts the others' work. `wall_ratio` is the median by that clock.
-    """
-    pairs = []
-    with pinned():
-        for call in (first, second):
-            timed(call)
-        calls = math.ceil(SHORTEST / min(timed(first).thread, timed(second).thread))
-        for i in range(rounds):
-            order = (first, second) if i % 2 else (second, first)
-            seconds = {call: timed(call, calls) for call in order}
-            pairs.append((seconds[first], seconds[second]))
-    low, middle, high = statistics.quantiles([a.thread / b.thread for a, b in pairs], n=4, method='inclusive')
-    return {
-        'first_ms': 1e3 * statistics.median(a.thread for a, _ in pairs),
-        'second_ms': 1e3 * statistics.median(b.thread for _, b in pairs),
-        'ratio': middle,
-        'ratio_low': low,
-        'ratio_high': high,
-        'wall_ratio': statistics.median(a.wall / b.wall for a, b in pairs),
-        'pairs': rounds,
-    }
 
 
 def arena_bytes(graph: Graph, level: str) -> int:
