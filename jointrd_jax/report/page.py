@@ -89,11 +89,11 @@ def default_title(variants: list[Variant]) -> str:
 def row(variant: Variant) -> dict[str, Any]:
     """A variant's line of the results table."""
     summaries = variant.summaries
-    first = summaries[0] if summaries else {}
+    first = summaries[0] if summaries else None
     return {
         'variant': variant,
-        'network': first.get('model', ''),
-        'shortcuts': first.get('shortcuts', variant.config['model.shortcuts']),
+        'network': first.model if first and first.model else '',
+        'shortcuts': first.shortcuts if first and first.shortcuts else variant.config['model.shortcuts'],
         'runs': len(summaries),
         'seeds': [(run.seed, outcome(run)) for run in variant.runs],
         'last': variant.result('last_top1'),
