@@ -5,9 +5,10 @@ Every cell (procedure, seed) is a run of its own, resumed or reused when it is t
 
 import dataclasses
 import io
+import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import ml_collections
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import NotFinite, UserError, choice_error, require
 from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS
-from jointrd_jax.runs import from_config, run_directory
+from jointrd_jax.report import paired
+from jointrd_jax.runs import from_config, run_directory, summary as summary_lib
 from jointrd_jax.runs.summary import mean_and_spread
 from jointrd_jax.system import files
 from jointrd_jax.train import preflight
@@ -103,11 +105,32 @@ def cells(procedures: Sequence[str], variants: Variants | None) -> list[str]:
 
 
 class Job(NamedTuple):
-    """A run of the comparison: of which cell, with what config, where."""
+    """A run of the comparison.
+
+    Attributes:
+      name: of its cell.
+      config: the run's.
+      path: its directory.
+      resnet: that of the ResNet which it is measured against.
+    """
 
     name: str
     config: ml_collections.ConfigDict
     path: Path
+    resnet: Path
+
+    @property
+    def key(self) -> paired.Key:
+        return self.config.seed, self.config.dataset.fold
+
+    def label(self) -> str:
+        fold = f' fold {self.config.dataset.fold}' if self.config.dataset.fold else ''
+        return f'{self.name}{fold} seed {self.config.seed}'
+
+
+def part_of(fold: str, seed: int) -> str:
+    """Where a cell keeps the run of a seed, or of a fold and a seed."""
+    return f'fold{fold.replace("/", "of")}/seed{seed}' if fold else f'seed{seed}'
 
 
 def plan(
@@ -116,8 +139,9 @@ def plan(
     seeds: Sequence[int],
     procedures: Sequence[str] = DEFAULT,
     variants: Variants | None = None,
+    folds: int = 0,
 ) -> list[Job]:
-    """All runs in the order in which they are trained, each seed's teacher first.
+    """All runs in the order in which they are trained, each seed's (and fold's) teacher first.
 
     Raises:
       UserError: a run that could not be trained, before any is; the message begins with its cell.
@@ -130,11 +154,21 @@ def plan(
     )
     if trains_teacher:
         names = ['resnet', *(name for name in names if name != 'resnet')]
+    if folds and config.dataset.fold:
+        raise UserError(f'--folds={folds} with config.dataset.fold={config.dataset.fold}; give one of the two')
+    if folds == 1:
+        raise UserError('--folds=1 leaves no image to train on; give at least 2, or 0 for the split of the dataset')
     jobs = []
-    for seed in seeds:
-        teacher = config.teacher.path or str(workdir / 'resnet' / f'seed{seed}')
+    for seed, fold in itertools.product(seeds, [f'{k}/{folds}' for k in range(1, folds + 1)] or [config.dataset.fold]):
+        part = part_of(fold if folds else '', seed)
+        teacher = config.teacher.path or str(workdir / 'resnet' / part)
         for name in names:
-            jobs.append(Job(name, cell_config(config, name, seed, teacher, variants), workdir / name / f'seed{seed}'))
+            cell = cell_config(config, name, seed, teacher, variants)
+            cell.dataset.fold = fold
+            _, slash, variant = name.partition('/')
+            same_variant = f'resnet{slash}{variant}'
+            resnet = workdir / same_variant / part if same_variant in names else Path(teacher)
+            jobs.append(Job(name, cell, workdir / name / part, resnet))
     for job in jobs:
         try:
             config_lib.validate(job.config)
@@ -157,6 +191,7 @@ def run(
     procedures: tuple[str, ...] = DEFAULT,
     variants: Variants | None = None,
     with_report: bool = False,
+    folds: int = 0,
 ) -> dict[str, Any]:
     """Train what is missing and return (and write) the comparison.
 
@@ -167,10 +202,14 @@ def run(
       procedures: the cells; `+dirac`, `+prelu`, ... (`ROADS`) say how a procedure's student is made.
       variants: {name: {field: value}}; given, every procedure is run with each list of overrides.
       with_report: also write WORKDIR/report.html.
+      folds: into so many parts all images are dealt out, each being evaluated on by runs that were trained on the
+        others; 0: the dataset's own split.
 
     Returns:
-      {cell: {'last_top1_mean', 'last_top1_std', 'best_top1_mean', 'best_top1_std', 'runs': [summaries]}}, in percent,
-      a cell being a procedure or 'PROCEDURE/VARIANT'; the spread is the sample standard deviation, 0 for a single seed.
+      {cell: {'last_top1_mean', 'last_top1_std', 'best_top1_mean', 'best_top1_std', 'difference', 'runs': [summaries]}},
+      in percent, a cell being a procedure or 'PROCEDURE/VARIANT'. A seed's accuracy is over the images of all folds;
+      the spread is the sample standard deviation over the seeds, 0 for a single one. The difference, to the ResNet of
+      the same seed on the same images, has the fields of `paired.Difference`; None where there is nothing to pair.
       The summary of a run whose loss was not finite is {'seed', 'path', 'not_finite': the error}; means and spreads
       are of the others, None without any.
 
@@ -183,23 +222,27 @@ def run(
     from jointrd_jax.train import loop
     from jointrd_jax.train.progress import Reporter
 
-    workdir = Path(workdir).absolute()
-    jobs = plan(config, workdir, seeds, procedures, variants)
+    workdir = files.absolute(workdir)
+    jobs = plan(config, workdir, seeds, procedures, variants, folds)
     teachers = {job.config.teacher.path for job in jobs}
     reporter = Reporter('compare')
     summaries: dict[str, list] = {}
-    for number, (name, cell, path) in enumerate(jobs, 1):
-        label = f'{number}/{len(jobs)} {name} seed {cell.seed}'
+    for number, job in enumerate(jobs, 1):
+        label = f'{number}/{len(jobs)} {job.label()}'
         try:
             nested = Reporter(label, reporter.console, quiet=config.log.quiet, nested=True)
-            summary = dataclasses.asdict(loop.run(cell, path, nested))
+            summary = dataclasses.asdict(loop.run(job.config, job.path, nested))
         except NotFinite as error:
-            if str(path) in teachers:
+            if str(job.path) in teachers:
                 raise
             reporter.say(f'{label}: {error}')
-            summary = {'seed': cell.seed, 'not_finite': str(error)}
-        summaries.setdefault(name, []).append({**summary, 'path': str(path.relative_to(workdir))})
-    result = {name: statistics_of(summaries[name]) for name in cells(procedures, variants)}
+            summary = {'seed': job.config.seed, 'not_finite': str(error)}
+        where = {'path': str(job.path.relative_to(workdir)), 'fold': job.config.dataset.fold}
+        summaries.setdefault(job.name, []).append({**summary, **where})
+    result = {
+        name: statistics_of(summaries[name]) | {'difference': to_resnet(job for job in jobs if job.name == name)}
+        for name in cells(procedures, variants)
+    }
     files.write_json(workdir / 'compare.json', result)
     draw(workdir, result)
     if with_report:
@@ -209,19 +252,47 @@ def run(
         page.write(chosen, workdir / 'report.html')
         reporter.say(f'report: {workdir / "report.html"}')
     rows = [
-        (name, *(spread(cell, which) for which in TOP1),
-         ' '.join(f'{math.nan if run.get("last_top1") is None else run["last_top1"]:.1f}' for run in cell['runs']))
+        (name, *(spread(cell, which) for which in TOP1), shown(cell['difference']),
+         ' '.join(f'{value:.1f}' for value in by_seed(cell['runs'], 'last_top1').values()))
         for name, cell in result.items()
     ]  # fmt: skip
-    title = f'{config.dataset.name}, seeds {",".join(map(str, seeds))}: top-1 in percent, mean ± standard deviation'
-    reporter.table(title, rows, ('procedure', 'last epoch (reported)', 'best epoch', 'last epoch of each seed'))
+    parts = f', {folds} folds' if folds else ''
+    trained = f'{config.dataset.name}{parts}, seeds {",".join(map(str, seeds))}'
+    heads = ('procedure', 'last epoch (reported)', 'best epoch', 'difference to its ResNet [95 %]', 'of each seed')
+    reporter.table(f'{trained}: top-1 in percent, mean ± standard deviation', rows, heads)
     return result
+
+
+def to_resnet(jobs: Iterable[Job]) -> dict[str, Any] | None:
+    """The paired difference of a cell's runs to their ResNets, as JSON values; None where no two can be paired."""
+    runs, resnets = {}, {}
+    for job in jobs:
+        if summary_lib.read(job.path) is None:  # a loss was not finite
+            continue
+        pair = [run_directory.read_correct(path) for path in (job.path, job.resnet)]
+        if job.path != job.resnet and pair[0] is not None and pair[1] is not None:
+            runs[job.key], resnets[job.key] = pair
+    found = paired.difference(runs, resnets)
+    return found._asdict() if found else None
+
+
+def shown(difference: dict[str, Any] | None) -> str:
+    return str(paired.Difference(**difference)) if difference else '-'
+
+
+def by_seed(runs: Iterable[dict[str, Any]], which: str) -> dict[int, float]:
+    """Seed -> accuracy over the images of all its folds; nan where one of its runs has none."""
+    values: dict[int, list[tuple[float, int]]] = {}
+    for number, run in enumerate(runs):
+        value = math.nan if run.get(which) is None else run[which]
+        values.setdefault(run.get('seed', number), []).append((value, (run.get('eval_images') or ['', 1])[1]))
+    return {seed: sum(v * n for v, n in parts) / sum(n for _, n in parts) for seed, parts in values.items()}
 
 
 def statistics_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     cell: dict[str, Any] = {}
     for which in TOP1:
-        values = [summary[which] for summary in summaries if summary.get(which) is not None]
+        values = [value for value in by_seed(summaries, which).values() if not math.isnan(value)]
         cell[f'{which}_mean'], cell[f'{which}_std'] = mean_and_spread(values) or (None, None)
     return {**cell, 'runs': summaries}
 
@@ -231,7 +302,8 @@ def spread(cell: dict[str, Any], which: str) -> str:
     failed = sum('not_finite' in run for run in cell['runs'])
     if cell[f'{which}_mean'] is None:
         return 'not finite' if failed == len(cell['runs']) else 'unmeasured'
-    text = f'{cell[f"{which}_mean"]:.2f}' + (f' ± {cell[f"{which}_std"]:.2f}' if len(cell['runs']) - failed > 1 else '')
+    seeds = sum(not math.isnan(value) for value in by_seed(cell['runs'], which).values())
+    text = f'{cell[f"{which}_mean"]:.2f}' + (f' ± {cell[f"{which}_std"]:.2f}' if seeds > 1 else '')
     return f'{text} ({failed} of {len(cell["runs"])} not finite)' if failed else text
 
 

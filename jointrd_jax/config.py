@@ -5,6 +5,7 @@ rates and step counts are derived in code. Lengths of schedules are fractions of
 keeps its shape when `epochs` changes; what ends in `_epochs` is in epochs.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,6 +85,11 @@ def are_drops(v: tuple) -> bool:
     return len(v) <= MAX_DROPS and all(type(n) is int and 0 < n <= MAX_INT for n in v)
 
 
+def is_fold(v: str) -> bool:
+    found = re.fullmatch(r'(\d{1,3})/(\d{1,3})', v)
+    return not v or bool(found and 1 <= int(found[1]) <= int(found[2]) and 2 <= int(found[2]) <= 100)
+
+
 def are_drop_fractions(v: tuple) -> bool:
     return len(v) <= MAX_DROPS and all(type(n) in (int, float) and 0 < n < 1 for n in v)
 
@@ -147,6 +153,10 @@ FIELDS: dict[str, Field] = {
         0.0, *between(0, 1), 'of leaky, and at the start of prelu and annealed; 0: the one of tailored'
     ),
     'model.anneal_fraction': Field(0.75, *FRACTION, 'annealed: share of the run in which the slope falls (a cosine)'),
+    'model.init': Field(
+        'random', *one_of('random', 'teacher'),
+        "teacher: the student starts with its frozen teacher's weights, where names and shapes are the same",
+    ),
     'model.hidden': Field(
         (), *SIZES, "channels inside each of the student's blocks; (): the stage's (wider where shortcuts were merged)"
     ),
@@ -155,8 +165,14 @@ FIELDS: dict[str, Field] = {
         'after how many blocks the paths cross into the teacher; (): see num_taps',
     ),
     'mix.num_taps': Field(0, *at_least(0, MAX_BLOCKS), 'taps spread evenly over the blocks; 0: the ends of stages 1-3'),
+    'mix.tap_sets': Field(
+        1, *between(1, 16), 'sets of num_taps taps, shifted against each other; every step draws one of them'
+    ),
     'mix.eta': Field(0.5, *between(0, 1), 'weight of the mixed paths after mix.fraction of the run'),
     'mix.fraction': Field(0.3, *FRACTION, 'share of the run in which their weight falls from 1 to eta (a cosine)'),
+    'mix.mean_of_paths': Field(
+        False, *YES_NO, 'the weight of the mixed paths is shared among them, whatever their number'
+    ),
     'mix.average_paths': Field(True, *YES_NO, "divide the loss by the number of paths (the authors' joint branch)"),
     'distill.weight': Field(0.0, *at_least(0), 'w of margin distillation; about 1e-3 at 32x32, 1e-4 at 224x224'),
     'distill.alpha': Field(0.9, *between(0, 1), 'share of the KL term in logit_kd and resnet_kd'),
@@ -177,6 +193,10 @@ FIELDS: dict[str, Field] = {
         5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha and beta and PReLU's slopes"
     ),
     'optimizer.clip_norm': Field(0.0, *at_least(0), 'gradients are clipped to this global norm; 0: not'),
+    'ema.decay': Field(
+        0.0, *between(0, 0.99999),
+        "per step, of the average of the student's weights that is evaluated and deployed; 0: the last weights are",
+    ),
     'dataset.name': Field(
         'digits', *ANY_TEXT, 'digits; folder; or a TFDS image-classification dataset: NAME, NAME/CONFIG, NAME:VERSION'
     ),
@@ -196,6 +216,10 @@ FIELDS: dict[str, Field] = {
     ),
     'dataset.eval_fraction': Field(
         0.1, *between(0, 0.999), 'folder without train/ and val/: share of each class that is evaluated on'
+    ),
+    'dataset.fold': Field(
+        '', "k/n with 1 <= k <= n, n from 2 to 100, or ''", is_fold,
+        'digits, and folders without train/ and val/: evaluate on the k-th of n parts of all images, train on the rest',
     ),
     'dataset.validation_size': Field(
         0, *at_least(0), 'training images held out and evaluated on instead of the test images; 0: none'
@@ -366,6 +390,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError('config.procedure=feature_kd needs config.distill.weight > 0 (about 1e-3 at 32x32 pixels)')
     if config.mix.taps and config.mix.num_taps:
         raise UserError('config.mix.taps and config.mix.num_taps exclude each other; set one of them')
+    if config.mix.tap_sets > 1 and not config.mix.num_taps:
+        raise UserError(f'config.mix.tap_sets={config.mix.tap_sets} needs config.mix.num_taps, the taps of each set')
+    if config.model.init == 'teacher':
+        if config.procedure not in NEEDS_TEACHER:
+            raise UserError(
+                f'config.model.init=teacher: procedure {config.procedure} has no frozen teacher; '
+                f'one of {", ".join(NEEDS_TEACHER)} has, or give config.restore=RUN'
+            )
+        if config.restore:
+            raise UserError('config.model.init=teacher and config.restore exclude each other; set one of them')
     for name in ('mix.taps', 'optimizer.drop_epochs', 'optimizer.drop_fractions'):
         if list(flat[name]) != sorted(set(flat[name])):
             raise UserError(f'config.{name}={shown(flat[name])} must be ascending, without repetition')

@@ -39,7 +39,7 @@ from PIL import Image
 from jointrd_jax import config as config_lib
 from jointrd_jax.data import images, tfrecord
 from jointrd_jax.errors import UserError
-from jointrd_jax.runs import checkpoint, from_config, provenance, run_directory, weights
+from jointrd_jax.runs import checkpoint, checkpoint_places, from_config, provenance, run_directory, seal, weights
 from jointrd_jax.system import files
 from jointrd_jax.train import gradients, history
 
@@ -201,18 +201,18 @@ class Sealed:
             {'data': about, 'history': past, 'provenance': {'devices': '1 x cpu'}},
         )
         checkpoints.close()
-        self.checkpoint = self.run / checkpoint.DIRECTORY / '0'
+        self.checkpoint = self.run / checkpoint_places.DIRECTORY / '0'
         self.good = {path: path.read_bytes() for path in sorted(self.checkpoint.rglob('*')) if path.is_file()}
         self.victim = None
 
     def make(self, rng: random.Random) -> bytes:
-        self.victim = rng.choice([path for path in self.good if path.name != checkpoint.SEAL])
+        self.victim = rng.choice([path for path in self.good if path.name != seal.SEAL])
         change = absurd_numbers if rng.random() < 0.4 else mutated
         return change(self.good[self.victim], rng)
 
     def read(self, data: bytes) -> None:
         self.victim.write_bytes(data)
-        checkpoint.seal(self.checkpoint)
+        seal.seal(self.checkpoint)
         try:
             run_directory.load(self.run)
             meta = checkpoint.Checkpoints(self.run).meta(0)

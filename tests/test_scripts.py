@@ -5,10 +5,8 @@ import subprocess
 import sys
 
 from jointrd_jax.runs import summary as summary_lib
-from tests.support.configs import QUICK_FLAGS, ROOT
-
-sys.path.insert(0, str(ROOT / 'tests' / 'data'))
 from tests.support import real_data
+from tests.support.configs import QUICK_FLAGS, ROOT
 
 SHRINK = [
     '--config.epochs=1', '--config.model.stage_sizes=1,1', '--config.model.width=4', '--config.batch_size=4',
@@ -33,3 +31,39 @@ def test_cifar_teacher_then_student(tmp_path):
     script('cifar_jointrd', '34', '0.2', 'jointrd', '3', 'cifar10', data=tmp_path, out=tmp_path)
     teacher, student = (summary_lib.read(tmp_path / 'cifar10' / name) for name in ('resnet34-3', 'jointrd34-eta0.2-3'))
     assert teacher['procedure'] == 'resnet' and student['teacher'].endswith('resnet34-3') and student['seed'] == 3
+
+
+def test_the_study_of_the_docs_and_its_second_dataset(tmp_path):
+    def python(name, *arguments):
+        environment = os.environ | {'XLA_FLAGS': QUICK_FLAGS, 'PYTHONPATH': str(ROOT)}
+        command = [sys.executable, ROOT / 'scripts' / name, *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert python('mnist5k.py', 'mnist5k').returncode == 0
+    for split, count in (('train', 400), ('val', 100)):
+        classes = sorted((tmp_path / 'mnist5k' / split).iterdir())
+        assert [folder.name for folder in classes] == list('0123456789')
+        assert all(len(list(folder.glob('*.png'))) == count for folder in classes)
+    assert 'not an empty directory' in python('mnist5k.py', 'mnist5k').stderr
+    arguments = [
+        'runs',
+        '--datasets',
+        'digits',
+        '--depths',
+        '34',
+        '--seeds',
+        '0',
+        '--roads',
+        'none,tailored',
+        '--folds',
+        '0',
+    ]
+    tiny = ['--set', 'epochs=1', 'eval_every=1', 'batch_size=256', 'model.stage_sizes=1,1', 'model.width=4']
+    done = python('study.py', *arguments, *tiny)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / 'runs' / 'digits' / '34' / 'table.md').read_text()
+    assert table in done.stdout
+    names = [line.split(' | ')[0].strip('| ') for line in table.splitlines()[2:]]
+    assert names == ['resnet', 'plain', 'plain+tailored', 'jointrd', 'jointrd+tailored']
+    assert table in python('study.py', *arguments, '--tables').stdout
+    assert python('study.py', 'runs', '--depths', '35', '--tables').returncode == 2

@@ -122,9 +122,9 @@ def test_a_picture_is_whole_or_absent(tmp_path):
 def test_ablation(tmp_path, watched_run):
     config = tiny_config(epochs=1, batch_size=256)
     config.teacher.path = str(watched_run / 'teacher')
-    variants = {'eta0': {'mix.eta': 0.0}, 'stage2': {'mix.taps': (2,)}}
+    variants = {'eta0': {'mix.eta': 0.0}, 'stage2': {'mix.taps': (2,)}, 'drawn': {'mix.num_taps': 1, 'mix.tap_sets': 2}}
     result = compare.run(config, tmp_path, [0], ('jointrd',), variants, with_report=True)
-    assert list(result) == ['jointrd/eta0', 'jointrd/stage2']
+    assert list(result) == ['jointrd/eta0', 'jointrd/stage2', 'jointrd/drawn']
     assert result['jointrd/stage2']['runs'][0]['taps'] == [2]
     kept = run_directory.read_config(tmp_path / 'jointrd' / 'eta0' / 'seed0')
     assert kept.mix.eta == 0 and tuple(kept.mix.taps) == ()

@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 
 from jointrd_jax.data.base import InMemory
+from jointrd_jax.data.folds import in_fold, name_with_fold
 
 TEST_SIZE = 500
 
@@ -29,12 +30,16 @@ def read() -> tuple[np.ndarray, np.ndarray]:
 
 
 def load(config: ml_collections.ConfigDict) -> InMemory:
-    """1,297 training and 500 test images, split once and for all by a fixed permutation."""
+    """1,297 training and 500 test images, split once and for all by a fixed permutation; or a fold of them all."""
     images, labels = read()
     images = np.round(images[..., None] * (255 / 16)).astype(np.uint8)
     labels = labels.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = order[:TEST_SIZE], order[TEST_SIZE:]
+    if fold := config.dataset.fold:
+        evaluated = in_fold(fold, len(labels))
+        test, train = np.flatnonzero(evaluated), np.flatnonzero(~evaluated)
+    name = name_with_fold('digits', fold)
     classes = tuple(str(digit) for digit in range(10))
     mean, std = (images[train].mean() / 255,), (images[train].std() / 255,)
-    return InMemory('digits', classes, (images[train], labels[train]), (images[test], labels[test]), mean, std, config)
+    return InMemory(name, classes, (images[train], labels[train]), (images[test], labels[test]), mean, std, config)

@@ -74,7 +74,7 @@ class Encoded:
             self.image = open_with_pillow(data)
             self.width, self.height = self.image.size
             if self.image.format == 'TIFF':
-                orientation = self.image.getexif().get(ExifTags.Base.Orientation)
+                orientation = self.image.getexif().get(ExifTags.Base.Orientation, 1)  # 1: upright
                 self.turn_back = TURN_BACK.get(orientation)
                 if orientation in (5, 6, 7, 8):
                     self.width, self.height = self.height, self.width

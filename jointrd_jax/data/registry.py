@@ -3,7 +3,7 @@
 import ml_collections
 
 from jointrd_jax.data.base import Dataset
-from jointrd_jax.errors import require
+from jointrd_jax.errors import UserError, require
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
@@ -13,6 +13,11 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
       UserError: an unknown or unprepared dataset, with the command that prepares it; or the extra [data] is needed
         and not installed.
     """
+    if config.dataset.fold and config.dataset.name not in ('digits', 'folder'):
+        raise UserError(
+            f'config.dataset.fold={config.dataset.fold} is for digits and folders; {config.dataset.name} has splits of '
+            'its own (config.dataset.train_split, eval_split)'
+        )
     if config.dataset.name == 'digits':
         from jointrd_jax.data import digits
 

@@ -200,7 +200,7 @@ def residual(wish: Wish) -> tuple[str, Graph]:
     if (Path(path) / 'export.json').is_file():
         path = files.read_json(Path(path) / 'export.json')['run']
     held = run_directory.load(path, wish.which)
-    network = held.network.clone(shortcuts='all', hidden=(), dirac=False)
+    network = held.network.clone(shortcuts='all', hidden=(), reparam='none', activation='relu')
     return Path(path).resolve().name, candidates_lib.folded(network, tuple(held.data.image_shape))
 
 

@@ -46,7 +46,9 @@ def config_of(network: Network, dataset: str, data_dir: str = '', side: int | No
         model.stage_sizes = sizes
     model.width, model.stem, model.hidden = network.width, network.stem_kind, tuple(network.hidden)
     model.groups = network.groups
-    if network.bottleneck and network.hidden:  # a wide ResNet's or ResNeXt's, or wider where shortcuts were removed
+    if (
+        network.bottleneck and network.hidden and isinstance(network.groups, int)
+    ):  # a wide ResNet's or ResNeXt's, or wider where shortcuts were removed
         per_group = network.hidden[0] * 64 // (network.width * network.groups)
         if grouped_hidden(sizes, network.width, network.groups, per_group) == tuple(network.hidden):
             model.width_per_group, model.hidden = per_group, ()
@@ -151,23 +153,22 @@ def convert(
       UserError: `path` holds no network, `out` holds something already, or they do not fit together.
     """
     from jointrd_jax.runs import provenance, run_directory, weights
-    from jointrd_jax.system import files
+    from jointrd_jax.system import buckets, files
 
-    path, out = Path(path), Path(out)
-    if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise UserError(f'{out} exists already; choose another --out')
+    path, out = buckets.place(path), buckets.place(out)
+    with buckets.answering(out):
+        if out.is_file() or (out.exists() and any(out.iterdir())):
+            raise UserError(f'{out} exists already; choose another --out')
     if out.suffix in weights.ENDINGS and out.suffix != '.safetensors':
         raise UserError(f'{out}: weights are written as .safetensors only')
-    if not path.exists():
-        raise UserError(f'{path}: no such run or weight file')
+    with buckets.answering(path):
+        if not path.exists():
+            raise UserError(f'{path}: no such run or weight file')
     source = open_source(path, which, dataset, data_dir, image_size)
     if remove_shortcuts:
         source = without_shortcuts(source)
     if out.suffix == '.safetensors':
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f'cannot write {out}: {error.strerror}') from error
+        files.make_parent(out)
         weights.save(out, source.network, source.variables, source.data)
     else:
         network = source.network
@@ -184,6 +185,6 @@ def convert(
             student_digest=run_directory.digest(source.variables),
             versions=provenance.versions(),
         )
-        with files.atomic_directory(out) as directory:
+        with files.atomic_directory(out, last=run_directory.SUMMARY) as directory:
             run_directory.save(directory, source.config, source.variables, source.data, summary)
     print(f'{weights.name_of(source.network)}: {path} -> {out}')

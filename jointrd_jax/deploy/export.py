@@ -16,11 +16,12 @@ from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.runner import Runner
 from jointrd_jax.errors import UserError, choice_error, require
 from jointrd_jax.runs import provenance, run_directory, weights
-from jointrd_jax.system import files
+from jointrd_jax.system import buckets, files
 
 TOLERANCE = 1e-4  # largest difference of a float artifact's logits to the checkpoint's, relative
 RANDOM_IMAGES = 64  # run instead of the test images with `verify='random'`
 VERIFY = ('test', 'random')
+RECORD = 'export.json'
 FORMATS = ('onnx', 'tflite', 'stablehlo', 'safetensors')
 INT8 = ('int8', 'int8_tflite')  # kinds of artifacts that are quantised, made beside those of their formats
 RUNTIMES = {'onnx': 'onnxruntime', 'int8': 'onnxruntime', 'tflite': 'ai-edge-litert', 'int8_tflite': 'ai-edge-litert',
@@ -260,7 +261,7 @@ def export(
     Raises:
       UserError: bad options, no run, no dataset, a missing extra, or an artifact that computes something else.
     """
-    out = Path(out)
+    out = buckets.place(out)
     check(options, out)
     run = run_directory.load(workdir, options.which)
     if run.summary is None:
@@ -268,7 +269,7 @@ def export(
     run = run._replace(network=run.network.clone(dtype=np.dtype(np.float32)))
     dataset = open_dataset(run, options, data_dir) if options.verify == 'test' else None
     try:
-        with files.atomic_directory(out) as directory:
+        with files.atomic_directory(out, last=RECORD) as directory:
             return fill(directory, Job(run, options, dataset), say)
     finally:
         if dataset:
@@ -312,8 +313,8 @@ def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any
         'artifacts': artifacts,
         'versions': provenance.versions(),
     }
-    files.write_json(directory / 'export.json', record)
     files.write_atomically(directory / 'README.md', card.text(record))
+    files.write_json(directory / RECORD, record)
     return record
 
 

@@ -51,14 +51,14 @@ def load_tflite(path: str) -> Function:
     def run(images: np.ndarray) -> np.ndarray:
         interpreter.resize_tensor_input(entry['index'], images.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(entry['index'], to_int8(images, *entry['quantization'], entry['dtype']))
+        interpreter.set_tensor(entry['index'], to_int8(images, entry['dtype'], *entry['quantization']))
         interpreter.invoke()
         return from_int8(interpreter.get_tensor(result['index']), *result['quantization'])
 
     return run
 
 
-def to_int8(images: np.ndarray, scale: float, zero_point: int, dtype: type) -> np.ndarray:
+def to_int8(images: np.ndarray, dtype: type, scale: float, zero_point: int) -> np.ndarray:
     """Images as the network takes them: rounded to its scale if it takes int8, else as they are."""
     if dtype != np.int8:
         return images

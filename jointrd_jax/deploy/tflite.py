@@ -66,7 +66,7 @@ def max_pool(node: Node, x: jax.Array) -> jax.Array:
 
 def leaky(node: Node, x: jax.Array) -> jax.Array:
     """As a sum that the quantiser knows; `with_own_operators` makes one operator of it."""
-    slope = np.broadcast_to(node.slope, x.shape[-1:]).reshape(1, 1, 1, -1)
+    slope = jnp.broadcast_to(node.slopes, x.shape[-1:]).reshape(1, 1, 1, -1)
     return slope * x + (1 - slope) * jnp.maximum(x, 0)
 
 
@@ -100,6 +100,13 @@ def model(graph: Graph, batch: int | None = None, metadata: dict[str, Any] | Non
     return packed(converted(graph, batch), metadata or {})
 
 
+def unpacked(raw: bytes) -> Any:
+    """A model as the objects of TFLite's schema, whose generated annotations leave every field open."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromPackedBuf(raw, 0)
+
+
 def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
     """The same model as every runtime reads it: buffers inside, TFLite's own operators, `metadata` (JSON values) added.
 
@@ -109,14 +116,14 @@ def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    found = schema.ModelT.InitFromPackedBuf(raw, 0)
+    found = unpacked(raw)
     for buffer in found.buffers:
         if buffer.offset > 1:  # 0 and 1 mean none
             buffer.data = np.frombuffer(raw, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
     with_own_operators(found)
     if metadata:
-        text = schema.BufferT()
+        text: Any = schema.BufferT()
         text.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
         entry = schema.MetadataT()
         entry.name, entry.buffer = METADATA, len(found.buffers)
@@ -152,7 +159,7 @@ def with_own_operators(found: Any) -> None:
 
     gone: list[Any] = []
     for add in graph.operators:
-        parts = [makers.get(tensor) for tensor in add.inputs]
+        parts: list[Any] = [makers.get(tensor) for tensor in add.inputs]
         if code(add) != operator.ADD or [code(part) for part in parts] != [operator.MUL] * 2:
             continue
         for scaled, rest in (parts, parts[::-1]):
@@ -175,9 +182,7 @@ def with_own_operators(found: Any) -> None:
 
 def read_metadata(raw: bytes) -> dict[str, Any]:
     """What `packed` wrote into a model; nothing where there is none."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    found = schema.ModelT.InitFromPackedBuf(raw, 0)
+    found = unpacked(raw)
     for entry in found.metadata or []:
         if entry.name.decode() == METADATA:
             return json.loads(bytes(found.buffers[entry.buffer].data))
@@ -188,6 +193,6 @@ def operators(raw: bytes) -> list[str]:
     """The names of a model's operators, in the order in which they run."""
     from ai_edge_litert import schema_py_generated as schema
 
-    found = schema.ModelT.InitFromPackedBuf(raw, 0)
+    found = unpacked(raw)
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     return [names[found.operatorCodes[op.opcodeIndex].builtinCode] for op in found.subgraphs[0].operators]

@@ -10,7 +10,7 @@ the ResNet equals torchvision's (v1.5: the stride sits in the 3x3 convolution).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -110,7 +110,8 @@ class Stem(nn.Module):
         x = Conv(self.channels, size, stride, dtype=self.dtype, name='conv')(x)
         x = BatchNorm(self.dtype, self.axis_name, name='bn')(x, train)
         if self.kind == 'imagenet':  # before the ReLU of the first block, with which it commutes
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            padding: Any = ((1, 1), (1, 1))  # flax's annotation knows only 'SAME' and 'VALID'
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
         return x
 
 
@@ -206,7 +207,8 @@ class Network(nn.Module):
                     raise choice_error(name, choice, choices)
         if self.stem_kind not in STEMS:
             raise choice_error('stem', self.stem_kind, STEMS)
-        self.block_shortcuts(), self.per_block(self.slope)
+        self.block_shortcuts()
+        self.per_block(self.slope)
         for groups, hidden in zip(self.per_block(self.groups), self.block_hidden()):
             if hidden % groups:
                 raise UserError(f'{hidden} channels inside a block do not divide into groups={groups}')
@@ -221,7 +223,7 @@ class Network(nn.Module):
             zip(*(self.per_block(getattr(self, name)) for name in ('reparam', 'activation', 'slope', 'groups')))
         )
         shortcuts, hidden = self.block_shortcuts(), self.block_hidden()
-        block_class = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 is `train`
+        block_class: Any = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 is `train`
         for block, (name, stage) in enumerate(zip(self.block_names, stages)):
             opens_stage = block in self.stage_ends
             module = block_class(
@@ -237,6 +239,12 @@ class Network(nn.Module):
             setattr(self, name, module)
         init = torch_linear_init(self.feature_channels)
         self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=init, bias_init=init)
+
+    if (
+        TYPE_CHECKING
+    ):  # as `StagedNetwork` has it: Flax's annotation adds a tuple that its callers would have to exclude
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def __call__(self, x: jax.Array, train: bool = False, taps: Sequence[int] = ()) -> Outputs:
         """Images [B, H, W, C] through the whole network, with the maps at the boundaries `taps` (ascending)."""
@@ -294,10 +302,9 @@ def hybrid(student: Network, teacher: Network, block: int) -> Network:
     def choice(name: str) -> tuple:
         return student.per_block(getattr(student, name))[:block] + teacher.per_block(getattr(teacher, name))[block:]
 
-    return student.clone(
-        **{name: choice(name) for name in BLOCK_CHOICES},
-        hidden=student.block_hidden()[:block] + teacher.block_hidden()[block:],
-    )
+    choices: dict[str, Any] = {name: choice(name) for name in BLOCK_CHOICES}
+    hidden = student.block_hidden()[:block] + teacher.block_hidden()[block:]
+    return student.clone(**choices, hidden=hidden)
 
 
 def splice(network: Network, student: Variables, teacher: Variables, block: int) -> Variables:

@@ -115,5 +115,46 @@ def line_chart(
     )
 
 
+class Interval(NamedTuple):
+    """A named difference with its interval, and the number of its colour."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    colour: int
+
+
+def interval_chart(title: str, rows: Sequence[Interval]) -> str:
+    """A figure with a line for each interval, a dot at its mean, and a rule at 0; '' without rows."""
+    if not rows:
+        return ''
+    low, high = min(0.0, *(r.low for r in rows)), max(0.0, *(r.high for r in rows))
+    margin = 0.05 * (high - low) or 0.5
+    low, high = low - margin, high + margin
+    line, bottom = 34, 20 + 34 * len(rows)
+
+    def at_x(x: float) -> float:
+        return RIGHT + (WIDTH - 2 * RIGHT) * (x - low) / (high - low)
+
+    parts = []
+    for tick in ticks(low, high):
+        strong = ' style="stroke-width: 2"' if tick == 0 else ''
+        parts.append(
+            f'<line class="grid"{strong} x1="{at_x(tick):.1f}" x2="{at_x(tick):.1f}" y1="{TOP}" y2="{bottom}"/>'
+        )
+        parts.append(f'<text x="{at_x(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{number(tick)}</text>')
+    for i, r in enumerate(rows):
+        y, colour = TOP + line * i + 24, f'c{r.colour % COLOURS}'
+        parts.append(f'<text x="{RIGHT}" y="{y - 9}">{escape(r.name)}</text>')
+        parts.append(f'<polyline class="line {colour}" points="{at_x(r.low):.1f},{y} {at_x(r.high):.1f},{y}"/>')
+        parts.append(f'<circle class="dot {colour}" cx="{at_x(r.mean):.1f}" cy="{y}" r="4"/>')
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)} <small>points, 95 % interval</small></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {bottom + 20}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        '</figure>'
+    )
+
+
 def path(points: Sequence[tuple[float, float]], at_x, at_y) -> str:
     return ' '.join(f'{at_x(x):.1f},{at_y(y):.1f}' for x, y in points)

@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
+from jointrd_jax.report import paired
 from jointrd_jax.runs import run_directory, summary as summary_lib
-from jointrd_jax.runs.checkpoint import DIRECTORY as CHECKPOINTS
+from jointrd_jax.runs.checkpoint_places import DIRECTORY as CHECKPOINTS
 from jointrd_jax.runs.summary import Summary, mean_and_spread
-from jointrd_jax.system import files
+from jointrd_jax.system import buckets, files
 
 # Fields that do not tell variants apart: where things are, how they are kept and shown, chance.
-APART = ('seed', 'dataset.data_dir', 'teacher.path', 'eval_every', 'eval_hybrids', 'eval_batch_size')
+APART = ('seed', 'dataset.fold', 'dataset.data_dir', 'teacher.path', 'eval_every', 'eval_hybrids', 'eval_batch_size')
 APART_GROUPS = ('log.', 'checkpoint.')
 # Fields (by their beginning) that decide the results of these procedures alone.
 MIXED = ('jointrd', 'jointrd_scratch')
@@ -55,9 +58,13 @@ class Record(NamedTuple):
     def seed(self) -> int:
         return self.config['seed']
 
+    @property
+    def key(self) -> paired.Key:
+        return self.seed, self.config.get('dataset.fold', '')
+
 
 class Variant(NamedTuple):
-    """Runs that differ by the seed alone."""
+    """Runs that differ by the seed alone, and the fold."""
 
     name: str
     config: dict[str, Any]
@@ -94,9 +101,31 @@ class Variant(NamedTuple):
         return [(epoch, statistics.fmean(v), min(v), max(v)) for epoch, v in sorted(by_epoch.items()) if len(v) == most]
 
     def result(self, name: str) -> tuple[float, float] | None:
-        """(mean, sample standard deviation) over the seeds of a number in the summaries."""
-        values = [value for summary in self.summaries if (value := getattr(summary, name)) is not None]
-        return mean_and_spread(values)
+        """(mean, sample standard deviation) over the seeds of a number in the summaries (of folds: their mean)."""
+        by_seed: dict[int, list[float]] = {}
+        for run in self.runs:
+            value = getattr(run.summary, name) if run.summary else None
+            if value is not None:
+                by_seed.setdefault(run.seed, []).append(value)
+        return mean_and_spread([statistics.fmean(folds) for folds in by_seed.values()])
+
+
+def to_resnet(variant: Variant, variants: list[Variant]) -> paired.Difference | None:
+    """The paired difference of a variant to the ResNet of its shape, data and length among `variants`; None without."""
+    same = ('dataset.name', 'model.depth', 'model.stage_sizes', 'model.block', 'model.width', 'epochs')
+    resnets = [
+        other for other in variants
+        if other.procedure == 'resnet' and all(other.config.get(k) == variant.config.get(k) for k in same)
+    ]  # fmt: skip
+    if variant.procedure == 'resnet' or not resnets:
+        return None
+    return paired.difference(correct(variant), correct(resnets[0]))
+
+
+def correct(variant: Variant) -> dict[paired.Key, np.ndarray]:
+    """Which images each finished run got right, where it kept that."""
+    found = {run.key: run_directory.read_correct(run.path) for run in variant.finished}
+    return {key: images for key, images in found.items() if images is not None}
 
 
 def read(path: Path) -> Record:
@@ -138,19 +167,20 @@ def find(paths: Iterable[str | Path]) -> list[Record]:
     Raises:
       UserError: a path that holds neither run nor export, no run in any, or a damaged file of a run.
     """
-    found: dict[Path, Record] = {}
-    paths = [Path(path) for path in paths]
+    found: dict[Path, Path] = {}
+    paths = [buckets.place(path) for path in paths]
     for path in paths:
-        configs = [p for p in sorted(path.rglob(run_directory.CONFIG)) if CHECKPOINTS not in p.relative_to(path).parts]
+        with buckets.answering(path):
+            configs = buckets.find(path, run_directory.CONFIG)
+        configs = [p for p in configs if CHECKPOINTS not in p.relative_to(path).parts]
         places = [p.parent for p in configs if is_run(p.parent, named=p.parent == path)]
         if not places and not exports([path], []):
             raise UserError(f'{path} holds no run: no {run_directory.CONFIG} of one there or below')
         for place in places:
-            if place.resolve() not in found:
-                found[place.resolve()] = read(place)
+            found.setdefault(buckets.resolved(place), place)
     if not found:
         raise UserError(f'{", ".join(map(str, paths))}: exports alone make no report; name their run too')
-    return list(found.values())
+    return [read(place) for place in found.values()]
 
 
 def is_run(path: Path, named: bool) -> bool:
@@ -172,17 +202,17 @@ def is_run(path: Path, named: bool) -> bool:
 
 def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, Any]]:
     """What each export at or below `paths` says of itself, its 'path', and the 'record' of its run (None: not here)."""
-    by_path = {record.path.resolve(): record for record in records}
+    by_path = {buckets.resolved(record.path): record for record in records}
     by_digest = {record.summary.student_digest: record for record in records if record.summary}
     found = {}
-    for place in (place for path in paths for place in sorted(path.rglob(EXPORT))):
+    for place in (place for path in paths for place in buckets.find(path, EXPORT)):
         try:
             about = files.read_json(place)
         except UserError:
             continue
         if is_export(about):
-            record = by_path.get(Path(about['run']).resolve()) or by_digest.get(about['digest'])
-            found[place.resolve()] = {**about, 'path': place.parent, 'record': record}
+            record = by_path.get(buckets.resolved(buckets.place(about['run']))) or by_digest.get(about['digest'])
+            found[buckets.resolved(place)] = {**about, 'path': place.parent, 'record': record}
     return list(found.values())
 
 
@@ -264,7 +294,7 @@ def left_out(records: list[Record], variants: list[Variant]) -> list[tuple[Recor
     for record in records:
         shown = next(
             run for v in variants for run in v.runs
-            if run.seed == record.seed and used(run.config) == used(record.config)
+            if run.key == record.key and used(run.config) == used(record.config)
         )  # fmt: skip
         digests = [run.summary and run.summary.student_digest for run in (record, shown)]
         if record.summary and digests[0] != digests[1]:
@@ -273,11 +303,14 @@ def left_out(records: list[Record], variants: list[Variant]) -> list[tuple[Recor
 
 
 def one_per_seed(group: list[Record]) -> list[Record]:
-    """A finished run of each seed (the same teacher may lie under several runs), else the one that got furthest."""
-    by_seed: dict[int, Record] = {}
+    """A finished run of each seed (the same teacher may lie under several runs), else the one that got furthest.
+
+    Of runs in folds, one of each seed and fold.
+    """
+    by_seed: dict[paired.Key, Record] = {}
     for record in sorted(group, key=lambda r: (r.summary is not None, len(r.metrics))):
-        by_seed[record.seed] = record
-    return [by_seed[seed] for seed in sorted(by_seed)]
+        by_seed[record.key] = record
+    return [by_seed[key] for key in sorted(by_seed)]
 
 
 def show(value: Any) -> str:

@@ -11,8 +11,9 @@ from jointrd_jax.errors import UserError, require
 from jointrd_jax.report import charts, collect
 from jointrd_jax.report.charts import Series
 from jointrd_jax.report.collect import Variant, show
+from jointrd_jax.report.paired import Difference
 from jointrd_jax.runs import from_config
-from jointrd_jax.system import files
+from jointrd_jax.system import buckets, files
 
 TEMPLATE = 'page.html.j2'
 PERCENT = (0.0, 100.0)
@@ -36,11 +37,12 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
     """
     jinja2 = require('jinja2', 'report')
     require('PIL', 'report')  # for the images of `predictions`
-    if not Path(out).name:
+    if not buckets.place(out).name:
         raise UserError(f'--out={str(out)!r} names no file')
     records = collect.find(paths)
     variants = collect.variants(records)
     left_out = collect.left_out(records, variants)
+    differences = {variant.name: collect.to_resnet(variant, variants) for variant in variants}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -54,7 +56,8 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         variants=variants,
         colour={variant.name: i for i, variant in enumerate(variants)},
         headline=headline(variants),
-        rows=[row(variant) for variant in variants],
+        rows=[row(variant, differences[variant.name]) for variant in variants],
+        intervals=charts.interval_chart(*interval_rows(variants, differences)),
         differences=collect.differences([variant.config for variant in variants]),
         fields=config_lib.FIELDS,
         curves=learning_curves(variants),
@@ -64,15 +67,12 @@ def write(paths: Sequence[str | Path], out: str | Path, title: str = '', evaluat
         mistakes=[mistakes(variant) for variant in variants] if evaluate else [],
         opened=opened(variants),
         left_out=left_out,
-        exports=collect.exports(map(Path, paths), records),
+        exports=collect.exports(map(buckets.place, paths), records),
         environments=environments(variants),
         date=datetime.date.today().isoformat(),
     )
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'cannot write {out}: {error.strerror}') from error
+    out = buckets.place(out)
+    files.make_parent(out)
     files.write_atomically(out, html)
     return {
         'runs': sum(len(variant.runs) for variant in variants),
@@ -86,7 +86,16 @@ def default_title(variants: list[Variant]) -> str:
     return f'{", ".join(datasets)}: {", ".join(dict.fromkeys(variant.procedure for variant in variants))}'
 
 
-def row(variant: Variant) -> dict[str, Any]:
+def interval_rows(
+    variants: list[Variant], differences: dict[str, Difference | None]
+) -> tuple[str, list[charts.Interval]]:
+    """The title and the lines of the picture of all differences."""
+    found = [(i, variant.name, differences[variant.name]) for i, variant in enumerate(variants)]
+    rows = [charts.Interval(name, d.mean, d.low, d.high, i) for i, name, d in found if d]
+    return 'Top-1 less that of the ResNet, on the same images', rows
+
+
+def row(variant: Variant, difference: Difference | None) -> dict[str, Any]:
     """A variant's line of the results table."""
     summaries = variant.summaries
     first = summaries[0] if summaries else None
@@ -94,14 +103,21 @@ def row(variant: Variant) -> dict[str, Any]:
         'variant': variant,
         'network': first.model if first and first.model else '',
         'shortcuts': first.shortcuts if first and first.shortcuts else variant.config['model.shortcuts'],
-        'runs': len(summaries),
-        'seeds': [(run.seed, outcome(run)) for run in variant.runs],
+        'runs': len({run.seed for run in variant.finished}),
+        'seeds': [(name_of(run), outcome(run)) for run in variant.runs],
+        'difference': difference,
         'last': variant.result('last_top1'),
         'best': variant.result('best_top1'),
         'top5': variant.result('last_top5'),
         'teacher': variant.result('teacher_top1'),
         'wall': variant.result('wall_seconds'),
     }
+
+
+def name_of(run: collect.Record) -> str:
+    """'0', or '0 fold 1/5'."""
+    seed, fold = run.key
+    return f'{seed} fold {fold}' if fold else str(seed)
 
 
 def outcome(run: collect.Record) -> str:

@@ -56,18 +56,22 @@ def slope(config: ml_collections.ConfigDict, network: Network) -> float:
 
 def annealed_slope(config: ml_collections.ConfigDict, network: Network, steps_per_epoch: int) -> Callable | None:
     """step -> the slope of 'annealed' activations, falling to 0 over model.anneal_fraction; None for other networks."""
-    if network.activation != 'annealed':
+    if network.activation != 'annealed' or isinstance(network.slope, tuple):
         return None
     steps = round(config.model.anneal_fraction * config.epochs * steps_per_epoch)
     return optax.cosine_decay_schedule(network.slope, max(steps, 1))
 
 
-def taps(config: ml_collections.ConfigDict, network: Network) -> tuple[int, ...]:
-    """The block boundaries of the mixed paths: as listed, spread evenly, or the ends of all stages but the last."""
-    blocks = network.num_blocks
+def tap_sets(config: ml_collections.ConfigDict, network: Network) -> tuple[tuple[int, ...], ...]:
+    """The block boundaries of the mixed paths: as listed, spread evenly, or the ends of all stages but the last.
+
+    With config.mix.tap_sets > 1 there are several such sets of the same length; each step takes one of them.
+    """
+    blocks, sets = network.num_blocks, config.mix.tap_sets
     chosen = tuple(config.mix.taps)
     if config.mix.num_taps:
-        chosen = tuple(round(i * blocks / (config.mix.num_taps + 1)) for i in range(1, config.mix.num_taps + 1))
+        count = config.mix.num_taps * sets
+        chosen = tuple(round(i * blocks / (count + 1)) for i in range(1, count + 1))
     chosen = chosen or network.stage_ends[:-1]
     if not chosen:
         raise UserError('a network of one stage has no end of a stage to tap before its last; set config.mix.taps')
@@ -76,14 +80,20 @@ def taps(config: ml_collections.ConfigDict, network: Network) -> tuple[int, ...]
             f'config.mix: taps after the blocks {chosen} do not fit a network of {blocks} blocks; '
             f'use ascending numbers from 0 to {blocks - 1}'
         )
-    return chosen
+    return tuple(chosen[first::sets] for first in range(sets))
 
 
 def method(config: ml_collections.ConfigDict, network: Network) -> Method:
     """The loss of `config.procedure` for a student `network`: all that tells the procedures apart in the trainer."""
     smoothing = config.label_smoothing
     if config.procedure in ('jointrd', 'jointrd_scratch'):
-        return Method(taps(config, network), config.distill.weight, config.mix.average_paths, smoothing)
+        return Method(
+            tap_sets(config, network)[0],
+            config.distill.weight,
+            config.mix.average_paths,
+            config.mix.mean_of_paths,
+            smoothing,
+        )
     if config.procedure == 'feature_kd':
         return Method(distill_weight=config.distill.weight, label_smoothing=smoothing)
     if config.procedure in ('logit_kd', 'resnet_kd'):

@@ -3,6 +3,7 @@
 config.json      the config, flat
 metrics.jsonl    a line per epoch
 summary.json     the result; written when the run is finished
+correct.npy      which evaluation images the last evaluation got right
 not_finite.json  {'step', 'term'} of the loss that ended the run; gone as soon as the run is continued
 checkpoints/     see `checkpoint`
 teacher/         the run directory of the teacher, if it was trained along
@@ -10,6 +11,7 @@ teacher/         the run directory of the teacher, if it was trained along
 
 import contextlib
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +25,13 @@ from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network, Variables
 from jointrd_jax.runs import from_config, summary as summary_lib
-from jointrd_jax.runs.checkpoint import Checkpoints, damage
+from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.runs.summary import SUMMARY, Summary
 from jointrd_jax.runs.upgrade import upgraded
-from jointrd_jax.system import files
+from jointrd_jax.system import buckets, files
 
 CONFIG, METRICS, NOT_FINITE = 'config.json', 'metrics.jsonl', 'not_finite.json'
+CORRECT = 'correct.npy'
 
 
 class Run(NamedTuple):
@@ -62,14 +65,16 @@ def digest(variables: Variables) -> str:
     return sha.hexdigest()
 
 
-def read_config(path: Path) -> ml_collections.ConfigDict:
+def read_config(path: str | Path) -> ml_collections.ConfigDict:
     """The config of the run at `path`.
 
     Raises:
       UserError: no run there, or its config is not one.
     """
-    path = Path(path)
-    if not (path / CONFIG).is_file():
+    path = buckets.place(path)
+    with buckets.answering(path):
+        there = (path / CONFIG).is_file()
+    if not there:
         raise UserError(f'{path} is not a run directory: it has no {CONFIG}')
     flat = files.read_json(path / CONFIG)
     config = config_lib.default()
@@ -111,6 +116,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return metrics
 
 
+def write_correct(path: Path, correct: np.ndarray) -> None:
+    """Write what `read_correct` reads."""
+    blob = io.BytesIO()
+    np.save(blob, correct.astype(np.int8))
+    files.write_atomically(Path(path) / CORRECT, blob.getvalue())
+
+
+def read_correct(path: Path) -> np.ndarray | None:
+    """[evaluation images] of the run at `path`: 1 where its last evaluation was right, 0 where not, -1 unread images.
+
+    None where the run kept none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = Path(path) / CORRECT
+    if not path.is_file():
+        return None
+    try:
+        correct = np.load(path, allow_pickle=False)
+        if correct.dtype != np.int8 or correct.ndim != 1 or not np.isin(correct, (-1, 0, 1)).all():
+            raise ValueError('other numbers')
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f'{path} is damaged: not which images were right') from error
+    return correct
+
+
 def load(path: str | Path, which: str = 'last') -> Run:
     """The network of the run at `path`: its 'last' weights or its 'best'.
 
@@ -119,13 +151,13 @@ def load(path: str | Path, which: str = 'last') -> Run:
     Raises:
       UserError: no run, no checkpoint, or a damaged one; the message says which and where.
     """
-    path = Path(path)
+    path = buckets.place(path)
     config, summary = read_config(path), summary_lib.read(path)
     checkpoints = Checkpoints(path)
     step = max(checkpoints.steps(), default=None)
     if step is None:
         raise UserError(f'{path} has no finished checkpoint; run its training first')
-    if fault := damage(checkpoints.directory / str(step)):
+    if fault := checkpoints.damage(step):
         again = f'delete {checkpoints.directory / str(step)}' + (f' and {path / SUMMARY}' if summary else '')
         raise UserError(f'{fault}; to have it made again, {again} and run the training command once more')
     data = DataDescription.from_json(checkpoints.meta(step).get('data'), checkpoints.directory / str(step))
@@ -156,7 +188,7 @@ def save(
     Raises:
       UserError: `path` holds something already.
     """
-    with files.atomic_directory(Path(path)) as temporary:
+    with files.atomic_directory(buckets.place(path), last=SUMMARY) as temporary:
         files.write_json(temporary / CONFIG, config_lib.flatten(config))
         with contextlib.closing(Checkpoints(temporary, keep=1)) as checkpoints:
             checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data.to_json()})

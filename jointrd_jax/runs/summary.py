@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.system import files, forms
+from jointrd_jax.system import buckets, files, forms
 
 SUMMARY = 'summary.json'
 
@@ -106,9 +106,10 @@ def read(run: str | Path) -> Summary | None:
     Raises:
       UserError: it is damaged.
     """
-    path = Path(run) / SUMMARY
-    if not path.is_file():
-        return None
+    path = buckets.place(run) / SUMMARY
+    with buckets.answering(path):
+        if not path.is_file():
+            return None
     value = files.read_json(path)
     there = {
         name: form for name, form in FORMS.items() if name in REQUIRED or (isinstance(value, dict) and name in value)

@@ -17,7 +17,7 @@ from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError, require
 from jointrd_jax.method.networks import BLOCK_CHOICES, STEMS, Network, Variables, grouped_hidden
 from jointrd_jax.runs.torch_names import export_names, import_names, names, template, to_torch_layout
-from jointrd_jax.system import files
+from jointrd_jax.system import buckets, files
 
 ENDINGS = ('.safetensors', '.pth')
 METADATA = 'jointrd_jax'  # the one entry of a .safetensors header that is ours: JSON
@@ -52,7 +52,9 @@ class Weights(NamedTuple):
 
 
 def is_weight_file(path: str | Path) -> bool:
-    return Path(path).suffix in ENDINGS and not Path(path).is_dir()
+    path = buckets.place(path)
+    with buckets.answering(path):
+        return path.suffix in ENDINGS and not path.is_dir()
 
 
 def open_state_dict(path: str | Path) -> StateDict:
@@ -61,12 +63,16 @@ def open_state_dict(path: str | Path) -> StateDict:
     Raises:
       UserError: no such file, not what its ending says, not a state dict, or a pickle that would run code.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = buckets.place(path)
+    with buckets.answering(path):
+        there = path.is_file()
+    if not there:
         raise UserError(f'{path}: no such weight file')
     if path.suffix not in ENDINGS:
         ending = path.suffix or path.name
         raise UserError(f'{path}: weights are read from {" and ".join(ENDINGS)} files, not {ending!r}')
+    with buckets.answering(path):
+        path = buckets.local_copy(path)
     try:
         return open_safetensors(path) if path.suffix == '.safetensors' else open_pth(path)
     except OSError as error:
@@ -266,4 +272,4 @@ def save(path: str | Path, network: Network, variables: Variables, data: DataDes
     """
     about = {'network': {field: getattr(network, field) for field in NETWORK_FIELDS}, 'data': data and data.to_json()}
     blob = safetensors.numpy.save(export_names(variables), {METADATA: json.dumps(about), 'format': 'pt'})
-    files.write_atomically(Path(path), blob)
+    files.write_atomically(buckets.place(path), blob)

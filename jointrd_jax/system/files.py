@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and directories that one process owns."""
+"""Files that are whole or absent, and directories that one process owns: on a disk, or in a bucket (see `buckets`)."""
 
 import contextlib
 import fcntl
@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.system import signals
+from jointrd_jax.system import buckets, signals
 
 MAX_TEXT = 64 << 20  # bytes; far beyond any text file of ours, small enough to read whole
 REASON_LENGTH = 300
@@ -23,6 +24,8 @@ def reason(error: BaseException) -> str:
     """One short line for an exception of the system or of a library."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if of_store := buckets.reason(error):
+        return of_store
     text = ' '.join(str(error).split()) or type(error).__name__
     if 'No space left on device' in text or 'RESOURCE_EXHAUSTED' in text:
         return 'No space left on device'
@@ -54,10 +57,16 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     Raises:
       UserError: the file cannot be written (permission, full disk, ...).
     """
+    data = data.encode() if isinstance(data, str) else data
+    if buckets.is_remote(path):
+        try:
+            return buckets.put(path, data)
+        except buckets.failures() as error:
+            raise UserError(f'cannot write {path}: {reason(error)}') from error
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -78,6 +87,8 @@ def append_line(path: Path, line: str) -> None:
     Raises:
       UserError: it cannot be written (permission, full disk, ...).
     """
+    if buckets.is_remote(path):  # a store does not append: the object is written anew
+        return write_atomically(path, (read_text(path) if path.exists() else '') + f'{line}\n')
     try:
         with open(path, 'ab', buffering=0) as file:
             before, data = file.seek(0, os.SEEK_END), f'{line}\n'.encode()
@@ -99,9 +110,9 @@ def read_text(path: Path) -> str:
       UserError: unreadable, not UTF-8, or larger than any text file of ours.
     """
     try:
-        with open(path, 'rb') as file:
+        with path.open('rb') as file:
             data = file.read(MAX_TEXT + 1)
-    except OSError as error:
+    except buckets.failures() as error:
         raise UserError(f'cannot read {path}: {reason(error)}') from error
     if len(data) > MAX_TEXT:
         raise UserError(f'{path} is larger than {MAX_TEXT >> 20} MiB, so it is not a file of ours')
@@ -124,7 +135,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    with open(path, 'rb') as file:
+    with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
@@ -138,14 +149,51 @@ def check_new(directory: Path) -> None:
         raise UserError(f'{directory} exists and is not an empty directory; choose another')
 
 
+def absolute(path: str | os.PathLike) -> Path:
+    """`buckets.place`, on a disk from its root."""
+    found = buckets.place(path)
+    return found if buckets.is_remote(found) else found.absolute()
+
+
+def remove(path: Path) -> None:
+    """Delete a file, if it is there."""
+    try:
+        path.unlink(missing_ok=True)
+    except buckets.failures() as error:
+        raise UserError(f'cannot delete {path}: {reason(error)}') from error
+
+
+def make_parent(path: Path) -> None:
+    """Make the directory that `path` is to lie in; a bucket needs none.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        if not buckets.is_remote(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {reason(error)}') from error
+
+
 @contextlib.contextmanager
-def atomic_directory(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path, last: str = '') -> Iterator[Path]:
     """A temporary directory to fill, which becomes `directory` when the body ends well and else vanishes.
+
+    In a bucket its files are sent then, the one called `last` after all others: where it is, they are.
 
     Raises:
       UserError: `directory` holds something already, or nothing can be written there.
     """
-    directory = directory.absolute()
+    directory = absolute(directory)
+    if buckets.is_remote(directory):
+        with buckets.answering(directory, '; nothing there counts until the same command ends well'):
+            check_new(directory)
+            with tempfile.TemporaryDirectory(prefix='jointrd-') as temporary:
+                with signals.removed_if_ended(Path(temporary)):
+                    yield Path(temporary)
+                    buckets.send(Path(temporary), directory, last)
+        return
     check_new(directory)
     temporary = directory.with_name(f'.{directory.name}.{os.getpid()}.tmp')
     try:
@@ -164,11 +212,22 @@ def locked(directory: Path) -> Iterator[None]:
     """Make `directory` and hold it for this process; a lock that its owner died with is free.
 
     The lock is the kernel's (flock), so it ends with its owner however that dies; the text in the
-    file only tells others who holds it.
+    file only tells others who holds it. In a bucket it is a `buckets.Lease`.
 
     Raises:
       UserError: another live process holds it (its host and number are named), or it cannot be made.
     """
+    if buckets.is_remote(directory):
+        lease = buckets.Lease(directory)
+        try:
+            lease.take()
+        except buckets.failures() as error:
+            raise UserError(f'cannot use {directory} as a workdir: {reason(error)}') from error
+        try:
+            yield
+        finally:
+            lease.release()
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / '.lock', 'a+')

@@ -1,6 +1,7 @@
 """Accuracies over every evaluation image."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,19 @@ from jointrd_jax.system import signals
 from jointrd_jax.train.step import shard_batches
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+      accuracies: top-1 and top-5 in percent: 'top1', 'teacher_top1', 'path1_top1', ...
+      correct: [evaluation images] int8, in the dataset's order: 1 where the student was right, 0 where it was not, -1
+        where an image could not be read.
+    """
+
+    accuracies: dict[str, float]
+    correct: np.ndarray
+
+
 def evaluate(
     eval_step: Callable,
     dataset: data.Dataset,
@@ -20,26 +34,37 @@ def evaluate(
     mesh: jax.sharding.Mesh,
     student: Variables,
     teacher: Variables | None = None,
-) -> dict[str, float] | None:
-    """Top-1 and top-5 in percent by `step.make_eval_step`'s step: 'top1', 'teacher_top1', 'path1_top1', ...
+) -> Evaluation | None:
+    """What `step.make_eval_step`'s step finds on all evaluation images.
 
     None if a stop was asked for meanwhile (on a single host; several finish together).
 
     Raises:
       UserError: no evaluation image could be used.
     """
-    total, images = {}, 0
+    total, parts = {}, []
     for batch in dataset.eval_batches():
         if signals.requested() and jax.process_count() == 1:
             return None
-        counts, number = eval_step(student, teacher, device_arrays, shard_batches([batch], mesh))
+        counts, right = eval_step(student, teacher, device_arrays, shard_batches([batch], mesh))
         total = {name: total.get(name, 0) + count for name, count in counts.items()}
-        images += number
-    if not int(images):
+        parts.append(right)
+    correct = np.concatenate([on_host(part) for part in parts])[: dataset.eval_size]
+    images = int((correct >= 0).sum())
+    if not images:
         raise UserError(f'{dataset.name}: none of its {dataset.eval_size} evaluation images can be used any more')
     result = {}
     for name, count in total.items():
         prefix = '' if name == joint.STUDENT else f'{name}_'
-        for k, correct in zip((1, 5), np.asarray(count)):
-            result[f'{prefix}top{k}'] = round(100 * float(correct) / int(images), 4)
-    return result
+        for k, hits in zip((1, 5), np.asarray(count)):
+            result[f'{prefix}top{k}'] = round(100 * float(hits) / images, 4)
+    return Evaluation(result, correct)
+
+
+def on_host(rows: jax.Array) -> np.ndarray:
+    """The rows of all hosts, on every host."""
+    if rows.is_fully_addressable:
+        return np.asarray(rows)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))

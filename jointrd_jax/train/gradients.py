@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jointrd_jax.data import Dataset
 from jointrd_jax.method import joint
+from jointrd_jax.method.interface import required
 from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
 from jointrd_jax.train.step import AXIS, TrainState, replicated
 
@@ -89,7 +90,8 @@ def make_measure(
     ):
         teacher = state.teacher.view if state.teacher else frozen
         if method.reads_teacher:
-            teacher = teacher.with_outputs(networks.teacher.apply(teacher.variables, images))
+            view, network = required(teacher, "the teacher's variables"), required(networks.teacher, 'a teacher')
+            teacher = view.with_outputs(network.apply(view.variables, images))
         gradients = by_origin(
             state.params, state.batch_stats, images, labels, mixing_weight(epoch),
             networks=networks, method=method, teacher=teacher,
@@ -120,7 +122,7 @@ class Probe:
         self.every, self.epochs, self.steps_per_epoch = config.log.gradients, config.epochs, steps_per_epoch
         self.stride = max(steps_per_epoch // SAMPLES_PER_EPOCH, 1)
         self.measure = measure
-        self.seen: list[dict[str, jax.Array]] = []
+        self.seen: list[dict[str, Any]] = []
 
     def is_due(self, step: int) -> bool:
         """Whether to look before `step` is taken."""

@@ -1,5 +1,6 @@
 """What stays the same while a run goes: its data, networks, schedules and compiled steps."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from jointrd_jax.method.joint import Method, Networks, TeacherView
 from jointrd_jax.runs import from_config, provenance
 from jointrd_jax.system import runtime
 from jointrd_jax.train import gradients, step as step_lib, teacher as teacher_lib
-from jointrd_jax.train.evaluation import evaluate
+from jointrd_jax.train.evaluation import Evaluation, evaluate
 from jointrd_jax.train.progress import Reporter
 from jointrd_jax.train.setup import Plan
 from jointrd_jax.train.step import AXIS, TrainState
 from jointrd_jax.train.teacher import Teacher
+
+TAPS = 2  # the stream of random numbers that taps are drawn from
 
 
 class Job:
@@ -35,8 +38,10 @@ class Job:
       device_arrays: the dataset's, on every device.
       teacher: the frozen one, evaluated; None if there is none.
       frozen: what the steps see of it.
+      student: the network that is trained, as `networks` has it.
       mixing_weights: m(t) by epoch.
       schedule: step -> learning rate.
+      tap_sets: those of the mixed paths, of which each step takes one.
       slope: step -> that of annealed activations; None where there are none.
 
     Raises:
@@ -47,6 +52,8 @@ class Job:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, plan: Plan, reporter: Reporter):
         self.config, self.workdir, self.reporter = config, workdir, reporter
         self.dataset, self.method = plan.dataset, plan.method
+        mixes = bool(self.method.taps)
+        self.tap_sets = from_config.tap_sets(config, plan.student) if mixes else (self.method.taps,)
         self.steps_per_epoch = self.dataset.train_size // config.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
         self.mesh = step_lib.make_mesh()
@@ -58,6 +65,7 @@ class Job:
             teacher_network = from_config.resnet(config, len(self.dataset.classes), AXIS)
         else:
             teacher_network = self.teacher.network if self.teacher else None
+        self.student = plan.student
         self.networks = step_lib.networks_for(plan.student, teacher_network, self.method)
         self.provenance = provenance.provenance(self.dataset)
         # Computed here for all epochs, so that the loop waits for no device.
@@ -82,12 +90,13 @@ class Job:
         # The same program as the teacher's own run compiled.
         eval_step = step_lib.make_eval_step(self.dataset, Networks(teacher.network), ())
         with self.reporter.waiting('evaluating the teacher'):
-            accuracies = evaluate(eval_step, self.dataset, self.device_arrays, self.mesh, teacher.variables)
-        if accuracies is None:
+            found = evaluate(eval_step, self.dataset, self.device_arrays, self.mesh, teacher.variables)
+        if found is None:
             raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
-        teacher_lib.check_record(teacher, accuracies['top1'], self.config.teacher.which, self.dataset)
-        self.reporter.say(f'teacher {teacher.origin}: top-1 {accuracies["top1"]:.2f} %')
-        return teacher._replace(top1=accuracies['top1'])
+        top1 = found.accuracies['top1']
+        teacher_lib.check_record(teacher, top1, self.config.teacher.which, self.dataset)
+        self.reporter.say(f'teacher {teacher.origin}: top-1 {top1:.2f} %')
+        return teacher._replace(top1=top1)
 
     def view_of(self, teacher: Teacher) -> TeacherView:
         margin = step_lib.margin(teacher.network, teacher.variables) if self.method.distill_weight else None
@@ -99,23 +108,34 @@ class Job:
         return joint.mixing_weight(epoch, mix.eta, mix.fraction * self.config.epochs)
 
     def method_at(self, step: int) -> Method:
-        """The loss at `step`: where the mixed paths have no weight, they are not run."""
+        """The loss at `step`, on the taps drawn for it: where the mixed paths have no weight, they are not run."""
         mixes = not self.method.taps or self.mixing_weights[step // self.steps_per_epoch] > 0
-        return self.method if mixes else self.method.without_mixing()
+        if not mixes:
+            return self.method.without_mixing()
+        if len(self.tap_sets) == 1:
+            return self.method
+        drawn = np.random.default_rng((self.config.seed, TAPS, step)).integers(len(self.tap_sets))
+        return dataclasses.replace(self.method, taps=self.tap_sets[drawn])
 
     def train_step(self, step: int, count: int) -> Callable:
         """The program that takes `count` steps from `step` on; compiled when it is first called."""
         method = self.method_at(step)
         if (method, count) not in self._train_steps:
             device_step = step_lib.make_device_step(
-                self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.slope
+                self.networks,
+                method,
+                self.optimizer,
+                self.steps_per_epoch,
+                self.mixing_weight,
+                self.slope,
+                self.config.ema.decay,
             )
             program = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.mesh, count)
             what = 'compiling the training step' + (f', {count} at once' if count > 1 else '')
             self._train_steps[method, count] = self.reporter.first_call(what, program)
         return self._train_steps[method, count]
 
-    def evaluate(self, state: TrainState) -> dict[str, float] | None:
+    def evaluate(self, state: TrainState) -> Evaluation | None:
         """Accuracies of the student, of a teacher that is trained too and, if the config asks, of the mixed paths.
 
         None if a stop was asked for meanwhile.
@@ -135,7 +155,7 @@ class Job:
         """`initial_state`, traceable."""
         return step_lib.initial_state(
             jax.random.key(self.config.seed), self.networks, self.method, self.dataset.image_shape,
-            self.optimizer, self.trains_teacher, student,
+            self.optimizer, self.trains_teacher, student, averages=self.config.ema.decay > 0,
         )  # fmt: skip
 
     def term_names(self, step: int) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from jointrd_jax.errors import Interrupted
 from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.runs.summary import Summary
-from jointrd_jax.system import distributed, files, signals
+from jointrd_jax.system import buckets, distributed, files, signals
 from jointrd_jax.train import (
     gradients,
     preflight,
@@ -47,9 +47,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
       NotFinite: a loss that is not finite, a UserError too.
       Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
-    workdir = Path(workdir).absolute()
+    workdir = files.absolute(workdir)
+    with buckets.answering(workdir, '; the same command continues'):
+        return run_in(config, workdir, reporter or Reporter(config.procedure, quiet=config.log.quiet))
+
+
+def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter) -> dict[str, Any]:
+    """`run`, while the place of `workdir` answers."""
     plan = setup.make(config, workdir)
-    reporter = reporter or Reporter(config.procedure, quiet=config.log.quiet)
     try:
         with distributed.only_first(files.locked(workdir)):
             preflight.workdir(config, workdir)  # again, now that nobody else can write there
@@ -264,9 +269,12 @@ class Trainer:
             return False
         accuracies = {}
         if epoch % job.config.eval_every == 0 or step == job.total_steps:
-            accuracies = job.evaluate(position.state)
-            if accuracies is None:
+            found = job.evaluate(position.state)
+            if found is None:
                 return False
+            accuracies = found.accuracies
+            if distributed.is_first():
+                run_directory.write_correct(job.workdir, found.correct)
             if accuracies['top1'] > history.best_top1:
                 position.best = step_lib.copy(position.state.student)
                 history.best_top1, history.best_epoch = accuracies['top1'], epoch

@@ -26,7 +26,7 @@ def write(job: Job, position: Position) -> Summary:
         shortcuts=shortcuts,
         reparam=network.reparam,
         activation=config.model.activation if network.activation != 'relu' else 'relu',
-        slope=network.slope,
+        slope=list(network.slope) if isinstance(network.slope, tuple) else network.slope,
         taps=list(job.method.taps),
         skipped_images=len(job.dataset.bad_anywhere()),
         seed=config.seed,

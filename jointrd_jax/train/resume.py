@@ -58,7 +58,7 @@ def begin(job: Job, checkpoints: Checkpoints, only_scheduled: bool = False) -> P
     newest = checkpoints.newest_intact(only_scheduled)
     checkpoints.drop_after(-1 if newest is None else newest)
     if newest is None:
-        state = job.initial_state(initial_weights(job) if job.config.restore else None)
+        state = job.initial_state(initial_weights(job))
         position = Position(state, step_lib.copy(state.student), History(), None)
     else:
         position = restored(job, checkpoints, newest)
@@ -69,13 +69,27 @@ def begin(job: Job, checkpoints: Checkpoints, only_scheduled: bool = False) -> P
     return position
 
 
-def initial_weights(job: Job) -> Variables:
-    """The weights of `config.restore`; with a fresh head where it is to be new."""
+def initial_weights(job: Job) -> Variables | None:
+    """The weights of `config.restore`, with a fresh head where it is to be new; the teacher's; or None: random ones."""
+    if job.teacher and job.config.model.init == 'teacher':
+        return of_teacher(job)
+    if not job.config.restore:
+        return None
     variables = run_directory.load(job.config.restore).variables
     if job.config.restore_head == 'new':
-        fresh = job.networks.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
+        fresh = job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
         variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
     return variables
+
+
+def of_teacher(job: Job) -> Variables:
+    """A fresh student with the arrays of the frozen teacher under all names that both have, where the shapes agree."""
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    fresh = flatten_dict(job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape))
+    there = flatten_dict(job.teacher.variables) if job.teacher else {}
+    shared = {path: there[path] for path, array in fresh.items() if path in there and there[path].shape == array.shape}
+    return unflatten_dict({**fresh, **shared})
 
 
 def restored(job: Job, checkpoints: Checkpoints, step: int) -> Position:

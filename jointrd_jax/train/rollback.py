@@ -75,4 +75,4 @@ def give_up(workdir: Path, checkpoints: Checkpoints, error: Diverged, rollbacks:
 def forget_fault(workdir: Path) -> None:
     """Remove not_finite.json: a run that goes on did not end by the loss that it names."""
     if distributed.is_first():
-        (workdir / run_directory.NOT_FINITE).unlink(missing_ok=True)
+        files.remove(workdir / run_directory.NOT_FINITE)

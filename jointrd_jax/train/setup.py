@@ -11,7 +11,7 @@ from jointrd_jax import config as config_lib, data
 from jointrd_jax.method.joint import Method
 from jointrd_jax.method.networks import Network
 from jointrd_jax.runs import from_config
-from jointrd_jax.system import distributed
+from jointrd_jax.system import buckets, distributed
 from jointrd_jax.train import preflight, teacher as teacher_lib, trackers
 from jointrd_jax.train.step import AXIS
 from jointrd_jax.train.teacher import Teacher
@@ -51,7 +51,7 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
         preflight.restore(config, student, dataset)
         teacher, needs_teacher = None, config.procedure in config_lib.NEEDS_TEACHER
         if needs_teacher and config.teacher.path:
-            teacher = teacher_lib.load(config, Path(config.teacher.path), dataset, student, method)
+            teacher = teacher_lib.load(config, buckets.place(config.teacher.path), dataset, student, method)
     except BaseException:
         dataset.close()
         raise

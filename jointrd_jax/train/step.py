@@ -16,7 +16,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax.method import joint, layers, losses
-from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables
+from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables, required
 from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
 from jointrd_jax.method.networks import Connectors, Network
 
@@ -37,6 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: trained parameters, {'student': ..., 'connectors': ...}.
       batch_stats: running statistics, with the same keys.
       opt_state: of the optimiser over `params`.
+      average: {'params', 'batch_stats'} of the student averaged over the steps (config.ema.decay), else None.
       teacher: the teacher while it trains too, else None; a frozen one is an argument of the step, a `TeacherView`.
       epoch_sums: each loss term summed over the steps of the epoch.
       rate_scale: factor on the learning rate, below 1 after a rollback from a loss that was not finite.
@@ -48,6 +49,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: Tree
     batch_stats: Tree
     opt_state: Tree
+    average: Tree
     teacher: 'LearningTeacher | None'
     epoch_sums: dict[str, jax.Array]
     rate_scale: jax.Array
@@ -55,7 +57,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def student(self) -> Variables:
-        return {'params': self.params[STUDENT], 'batch_stats': self.batch_stats[STUDENT]}
+        """What is evaluated, kept and deployed."""
+        return self.average or {'params': self.params[STUDENT], 'batch_stats': self.batch_stats[STUDENT]}
 
     @property
     def learned_teacher(self) -> Variables | None:
@@ -69,7 +72,7 @@ class LearningTeacher(flax.struct.PyTreeNode):
     opt_state: Tree
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """`devices`, by default all of all hosts, in one row; they may be of a machine that is not here (see `plan`)."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
@@ -97,8 +100,10 @@ def shard_batches(batches: Sequence[dict[str, np.ndarray]], mesh: jax.sharding.M
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in stacked.items()}
 
 
-def margin(network: Network, variables: Variables) -> jax.Array:
+def margin(network: StagedNetwork, variables: Variables) -> jax.Array:
     """The margin of D, from the last BatchNorm of the teacher's last block."""
+    if not isinstance(network, Network):
+        raise TypeError(f'the margin is read from the last BatchNorm of a `Network`, not from {type(network).__name__}')
     block = variables['params'][network.block_names[-1]]
     norm = block['bn3' if network.bottleneck else 'bn2']
     return losses.margins(norm['scale'], norm['bias'])
@@ -121,26 +126,33 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     trains_teacher: bool,
     student: Variables | None = None,
+    averages: bool = False,
 ) -> TrainState:
-    """A fresh state; `student` gives other initial weights than random ones. Traceable."""
+    """A fresh state; `student` gives other initial weights than random ones. Traceable.
+
+    Args:
+      averages: whether the student's weights are averaged over the steps.
+    """
     student_key, connector_key, teacher_key = jax.random.split(key, 3)
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = {STUDENT: student or networks.student.init(student_key, images)}
     if method.distill_weight:
         features = jax.eval_shape(networks.student.apply, variables[STUDENT], images).features
         maps = {path: jnp.zeros(features.shape) for path in joint.path_names(method.taps)}
-        variables['connectors'] = networks.connectors.init(connector_key, maps, train=False)
+        variables['connectors'] = required(networks.connectors, 'connectors').init(connector_key, maps, train=False)
     params = {name: tree['params'] for name, tree in variables.items()}
     teacher = None
     if trains_teacher:
-        fresh = networks.teacher.init(teacher_key, images)
-        view = TeacherView(fresh, margin(networks.teacher, fresh))
+        network = required(networks.teacher, 'a teacher')
+        fresh = network.init(teacher_key, images)
+        view = TeacherView(fresh, margin(network, fresh))
         teacher = LearningTeacher(view, optimizer.init(fresh['params']))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats={name: tree['batch_stats'] for name, tree in variables.items()},
         opt_state=optimizer.init(params),
+        average=copy(variables[STUDENT]) if averages else None,
         teacher=teacher,
         epoch_sums=zero_sums(term_names(method, trains_teacher)),
         rate_scale=jnp.ones((), jnp.float32),
@@ -185,29 +197,47 @@ def copy(tree: Variables) -> Variables:
     return jax.tree.map(jnp.copy, tree)
 
 
-def is_student(path: tuple) -> bool:
-    return getattr(path[0], 'name', '') in ('params', 'batch_stats') and path[1].key == STUDENT
+def in_student(path: tuple, state: TrainState) -> list[str] | None:
+    """Where in `state.student` a leaf of the state is; None if it is not in there."""
+    group, *rest = (getattr(key, 'name', getattr(key, 'key', '')) for key in path)
+    if state.average:
+        return rest if group == 'average' else None
+    return [group, *rest[1:]] if group in ('params', 'batch_stats') and rest[0] == STUDENT else None
 
 
 def trainer_item(state: TrainState) -> dict[str, jax.Array]:
     """All of a state but the student's variables, flat: {path: array}."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if not is_student(path)}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if in_student(path, state) is None}
 
 
 def with_items(template: TrainState, items: dict[str, Any]) -> TrainState:
     """The state whose student is items['student'] and whose rest is items['trainer'] (see `trainer_item`)."""
-    student = {'params': items['student']['params'], 'batch_stats': items['student']['batch_stats']}
 
     def leaf(path, _):
-        if not is_student(path):
+        place = in_student(path, template)
+        if place is None:
             return items['trainer'][jax.tree_util.keystr(path)]
-        node = student[path[0].name]
-        for key in path[2:]:
-            node = node[key.key]
+        node = items['student']
+        for key in place:
+            node = node[key]
         return node
 
     return jax.tree_util.tree_map_with_path(leaf, template)
+
+
+def averaged(average: Variables, student: Variables, step: jax.Array, decay: float) -> Variables:
+    """The exponential moving average after one more step; a shorter one over the first.
+
+    What training sets by a schedule (the slope of annealed activations) is as it is, not averaged.
+    """
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def leaf(path: tuple, old: jax.Array, new: jax.Array) -> jax.Array:
+        is_scheduled = path[0].key == 'batch_stats' and path[-1].key == 'slope'
+        return new if is_scheduled else keep * old + (1 - keep) * new
+
+    return jax.tree_util.tree_map_with_path(leaf, average, student)
 
 
 def make_device_step(
@@ -217,11 +247,12 @@ def make_device_step(
     steps_per_epoch: int,
     mixing_weight: Callable[[jax.Array], jax.Array],
     slope: Callable[[jax.Array], jax.Array] | None = None,
+    ema_decay: float = 0.0,
 ) -> Callable:
     """(state, frozen teacher or None, images, labels) -> state: one step on one device's share of the batch.
 
     `mixing_weight` is of the epoch, which starts the sums of the terms anew. `slope` is of the step, that of the
-    student's annealed activations.
+    student's annealed activations. `ema_decay` is that of the student's average, where the state has one.
     """
 
     def device_step(state: TrainState, frozen: TeacherView | None, images: jax.Array, labels: jax.Array) -> TrainState:
@@ -230,12 +261,14 @@ def make_device_step(
             annealed = layers.with_slope(state.batch_stats[STUDENT], slope(state.step))
             state = state.replace(batch_stats={**state.batch_stats, STUDENT: annealed})
         if state.teacher:
+            network = required(networks.teacher, 'a teacher')
             learned, outputs, terms[TEACHER_LOSS] = update_teacher(
-                state.teacher, networks.teacher, optimizer, method.label_smoothing, images, labels, state.rate_scale
+                state.teacher, network, optimizer, method.label_smoothing, images, labels, state.rate_scale
             )
             state, teacher = state.replace(teacher=learned), learned.view.with_outputs(outputs)
         elif method.reads_teacher:
-            teacher = frozen.with_outputs(networks.teacher.apply(frozen.variables, images))
+            view = required(frozen, "the teacher's variables")
+            teacher = view.with_outputs(required(networks.teacher, 'a teacher').apply(view.variables, images))
 
         def loss_fn(params):
             return joint.joint_loss(
@@ -248,10 +281,13 @@ def make_device_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         same_epoch = (state.step % steps_per_epoch != 0).astype(jnp.float32)
         terms |= {**student_terms, GRADIENT_NORM: optax.tree.norm(grads)}
+        params = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
+        student = {'params': params[STUDENT], 'batch_stats': batch_stats[STUDENT]}
         return state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, scaled(updates, state.rate_scale)),
+            params=params,
             batch_stats=batch_stats,
+            average=averaged(state.average, student, state.step, ema_decay) if state.average else None,
             opt_state=opt_state,
             epoch_sums={name: same_epoch * total + terms.get(name, 0) for name, total in state.epoch_sums.items()},
             fault=first_fault(state, terms),
@@ -309,9 +345,10 @@ def make_train_step(
 
 
 def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]) -> Callable:
-    """(student, teacher, device_arrays, batch) -> {network: counts [top-1, top-5]} and the number of images.
+    """(student, teacher, device_arrays, batch) -> {network: counts [top-1, top-5]}, and which the student got right.
 
-    'teacher' is evaluated if its variables are given; with `taps` every hybrid path as well.
+    The latter [B] is 1 for a right answer, 0 for a wrong one, -1 where the batch is masked. 'teacher' is evaluated if
+    its variables are given; with `taps` every hybrid path as well.
     """
 
     def counts(logits, labels, mask):
@@ -324,11 +361,13 @@ def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]
         outputs = networks.student.apply(student, images, taps=taps)
         logits = {STUDENT: outputs.logits}
         if teacher:
-            logits[joint.TEACHER] = networks.teacher.apply(teacher, images).logits
+            network = required(networks.teacher, 'a teacher')
+            logits[joint.TEACHER] = network.apply(teacher, images).logits
             if taps:
-                paths = joint.residual_paths(networks.teacher, teacher, outputs.taps, taps)
+                paths = joint.residual_paths(network, teacher, outputs.taps, taps)
                 logits |= {name: z for name, (z, _) in zip(joint.path_names(taps), paths)}
-        return {name: counts(z, labels, batch['mask']) for name, z in logits.items()}, batch['mask'].sum()
+        right = jnp.where(batch['mask'], outputs.logits.argmax(-1) == labels, -1).astype(jnp.int8)
+        return {name: counts(z, labels, batch['mask']) for name, z in logits.items()}, right
 
     return eval_step
 

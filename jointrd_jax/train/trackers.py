@@ -21,7 +21,7 @@ from jointrd_jax import config as config_lib
 from jointrd_jax.errors import require
 from jointrd_jax.method.networks import Variables
 from jointrd_jax.runs.summary import Summary
-from jointrd_jax.system import distributed, files
+from jointrd_jax.system import buckets, distributed, files
 
 SHOWN_IMAGES = 16  # augmented training images, when a run begins
 TENSORBOARD = 'tensorboard'  # subdirectory of the run
@@ -65,14 +65,15 @@ class TensorBoard(Tracker):
         from tensorboardX.record_writer import RecordWriter
 
         self.every, self.config = config.log.tensorboard, config
-        self.protos, self.event = summary, event_pb2.Event
-        directory = workdir / TENSORBOARD
-        directory.mkdir(parents=True, exist_ok=True)
+        events: Any = event_pb2  # made by protobuf, which annotates nothing
+        self.protos, self.event = summary, events.Event
         name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
-        self.writer = RecordWriter(str(directory / name))
+        self.place = workdir / TENSORBOARD / name
+        self.file = local_directory(workdir / TENSORBOARD) / name
+        self.writer = RecordWriter(str(self.file))
         self.write(file_version='brain.Event:2')
         if step:
-            self.write(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+            self.write(step=step + 1, session_log=events.SessionLog(status=events.SessionLog.START))
 
     def write(self, **event: Any) -> None:
         self.writer.write(self.event(wall_time=time.time(), **event).SerializeToString())
@@ -81,6 +82,12 @@ class TensorBoard(Tracker):
         for name, value in values.items():
             self.write(step=step, summary=self.protos.scalar(name, value))
         self.writer.flush()
+        self.send()
+
+    def send(self) -> None:
+        """To the bucket, if the run is in one: whole, since objects do not grow."""
+        if buckets.is_remote(self.place):
+            buckets.put(self.place, self.file.read_bytes())
 
     def histogram(self, step, name, values):
         self.write(step=step, summary=self.protos.histogram(name, values, 'auto'))
@@ -97,6 +104,7 @@ class TensorBoard(Tracker):
 
     def close(self):
         self.writer.close()
+        self.send()
 
 
 class WandB(Tracker):
@@ -105,7 +113,8 @@ class WandB(Tracker):
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, step: int):
         self.wandb = require('wandb', 'wandb')
         self.run = self.wandb.init(
-            project='jointrd_jax', name=workdir.name, dir=str(workdir), id=run_id(workdir), resume='allow',
+            project='jointrd_jax', name=workdir.name, dir=str(local_directory(workdir)), id=run_id(workdir),
+            resume='allow',
             config=hyperparameters(config), settings=self.wandb.Settings(silent=True, console='off'),
         )  # fmt: skip
 
@@ -125,6 +134,14 @@ class WandB(Tracker):
 
     def close(self):
         self.run.finish()
+
+
+def local_directory(place: Path) -> Path:
+    """`place`, or for one in a bucket a directory on the disk that goes with this process."""
+    if not buckets.is_remote(place):
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+    return buckets.kept_until_exit()
 
 
 def run_id(workdir: Path) -> str:
@@ -177,19 +194,19 @@ class Trackers:
             if asked and distributed.is_first():
                 try:
                     self.all.append(tracker(config, workdir, step))
-                except OSError as error:
+                except buckets.failures() as error:
                     self.say_given_up(tracker, error)
 
-    def say_given_up(self, kind: type[Tracker], error: OSError) -> None:
+    def say_given_up(self, kind: type[Tracker], error: BaseException) -> None:
         self.say(f'{kind.__name__} cannot be written ({files.reason(error)}): the run goes on without it')
 
     def tell(self, tracker: Tracker, what: Callable[[Tracker], None]) -> None:
         """`what` with a tracker, which is given up if it cannot write."""
         try:
             what(tracker)
-        except OSError as error:
+        except buckets.failures() as error:
             self.all = [other for other in self.all if other is not tracker]
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*buckets.failures()):
                 tracker.close()
             self.say_given_up(type(tracker), error)
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from jointrd_jax import data
+from jointrd_jax import config as config_lib, data
 from jointrd_jax.data import digits
 from jointrd_jax.errors import UserError
 from tests.support.configs import tiny_config
@@ -60,3 +60,31 @@ def test_read_as_scikit_learn_reads_them():
     images, labels = digits.read()
     np.testing.assert_array_equal(images, load_digits().images)
     np.testing.assert_array_equal(labels, load_digits().target)
+
+
+def test_each_image_is_evaluated_on_in_one_fold():
+    everything = np.concatenate([data.load(tiny_config()).device_arrays['images'].reshape(-1, 64)])
+    seen = []
+    for k in range(1, 4):
+        dataset = data.load(tiny_config(dataset__fold=f'{k}/3'))
+        assert dataset.name == f'digits:fold {k}/3' and dataset.train_size + dataset.eval_size == 1797
+        images = dataset.device_arrays['images'].reshape(-1, 64)
+        seen.append(images[dataset.train_size :])
+        np.testing.assert_array_equal(np.sort(images, 0), np.sort(everything, 0))
+    np.testing.assert_array_equal(*(np.sort(np.concatenate(part), 0) for part in (seen, [everything])))
+
+
+def test_a_fold_may_hold_out_validation_images_too():
+    dataset = data.load(tiny_config(dataset__fold='1/5', dataset__validation_size=100))
+    assert (dataset.train_size, dataset.eval_size) == (1797 - 360 - 100, 100)
+
+
+@pytest.mark.parametrize('fold', ['0/5', '6/5', '1/1', '1', 'a/b', '1/101', '1/5/5'])
+def test_what_is_no_fold_is_refused(fold):
+    with pytest.raises(UserError, match='dataset.fold'):
+        config_lib.validate(tiny_config(dataset__fold=fold))
+
+
+def test_a_dataset_with_splits_of_its_own_has_no_folds():
+    with pytest.raises(UserError, match='cifar10 has splits of its own'):
+        data.load(tiny_config(dataset__fold='1/5', dataset__name='cifar10'))

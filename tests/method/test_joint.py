@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,21 +28,20 @@ def test_terms_are_called_what_the_loss_reports():
         joint.Method((2, 4), distill_weight=1e-3).without_mixing(),
         joint.Method(kl_alpha=0.5),
     ):
-        terms = jax.eval_shape(lambda key, method=method: terms_of(method, key), jax.random.key(0))
-        assert sorted(terms) == sorted(joint.term_names(method))
+        assert sorted(terms_of(method)) == sorted(joint.term_names(method))
 
 
 def terms_of(method, key):
     """The named terms of the loss of fresh networks."""
     networks = joint.Networks(STUDENT, TEACHER, Connectors())
-    p, r = STUDENT.init(key, IMAGES), TEACHER.init(key, IMAGES)
-    outputs = TEACHER.apply(r, IMAGES)
+    p, r = random_variables(STUDENT, 0), random_variables(TEACHER, 1)
+    outputs = jax.jit(TEACHER.apply)(r, IMAGES)
     maps = dict.fromkeys(joint.path_names(method.taps), outputs.features)
     c = networks.connectors.init(key, maps, train=False)
     params, batch_stats = ({'student': p[name], 'connectors': c[name]} for name in ('params', 'batch_stats'))
-    teacher = joint.TeacherView(r, jnp.zeros(outputs.features.shape[-1])).with_outputs(outputs)
-    arguments = dict(networks=networks, method=method, teacher=teacher)
-    return joint.joint_loss(params, batch_stats, IMAGES, LABELS, **arguments)[1][0]
+    view = joint.TeacherView(r, jnp.zeros(outputs.features.shape[-1])).with_outputs(outputs)
+    loss = functools.partial(joint.joint_loss, networks=networks, method=method)
+    return jax.eval_shape(loss, params, batch_stats, IMAGES, LABELS, teacher=view)[1][0]
 
 
 def test_mixing_weight():
@@ -108,6 +109,11 @@ def test_the_mixture_is_the_weighted_sum_of_its_paths(float64):
 
     alone = gradient(joint.Method())(1.0)
     zero, half, full = map(gradient(joint.Method(taps)), (0.0, 0.5, 1.0))
+    shared = gradient(joint.Method(taps, mean_of_paths=True))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        shared(1.0), gradient(joint.Method(taps))(1 / len(taps)),
+    )  # fmt: skip
     averaged = gradient(joint.Method(taps, average_paths=True))(0.5)
 
     def same(a, b):

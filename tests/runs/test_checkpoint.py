@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.runs.checkpoint import SEAL, Checkpoints
+from jointrd_jax.runs.checkpoint import Checkpoints
+from jointrd_jax.runs.seal import SEAL
 
 
 def written(path, steps, keep=2):

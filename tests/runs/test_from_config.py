@@ -55,17 +55,20 @@ def test_optimizer_is_pytorchs_sgd():
 def test_taps():
     config = shipped_config('digits')
     network = from_config.student(config, 10)
-    assert from_config.taps(config, network) == (3, 7, 13)
+    assert from_config.tap_sets(config, network) == ((3, 7, 13),)
     config.mix.num_taps = 7
-    assert from_config.taps(config, network) == (2, 4, 6, 8, 10, 12, 14)
+    assert from_config.tap_sets(config, network) == ((2, 4, 6, 8, 10, 12, 14),)
+    config.mix.num_taps, config.mix.tap_sets = 2, 3
+    assert from_config.tap_sets(config, network) == ((2, 9), (5, 11), (7, 14))
+    config.mix.tap_sets = 1
     deep = shipped_config('digits_deep')
-    assert from_config.taps(deep, from_config.student(deep, 10)) == (4, 8, 12, 16, 20, 24, 28)
+    assert from_config.tap_sets(deep, from_config.student(deep, 10)) == ((4, 8, 12, 16, 20, 24, 28),)
     config.mix.num_taps, config.mix.taps = 0, (3, 16)
     with pytest.raises(UserError, match=r'\(3, 16\).* 16 blocks'):
-        from_config.taps(config, network)
+        from_config.tap_sets(config, network)
     config.mix.taps, config.mix.num_taps = (), 20
     with pytest.raises(UserError, match='16 blocks'):
-        from_config.taps(config, network)
+        from_config.tap_sets(config, network)
 
 
 def test_per_block_shortcuts_and_procedures():

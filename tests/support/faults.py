@@ -36,6 +36,7 @@ def outcome(workdir: Path) -> dict:
         'top1': (summary.last_top1, summary.best_top1, summary.best_epoch, summary.teacher_top1),
         'last': run_directory.digest(run_directory.load(workdir, 'last').variables),
         'best': run_directory.digest(run_directory.load(workdir, 'best').variables),
+        'correct': run_directory.read_correct(workdir).tolist(),
         'metrics': [{k: v for k, v in line.items() if k not in WALL_FIELDS} for line in lines],
     }
 

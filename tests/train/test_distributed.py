@@ -15,10 +15,8 @@ from jointrd_jax.errors import UserError
 from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.system import distributed
 from jointrd_jax.train import loop
-from tests.support.configs import QUICK_FLAGS, ROOT
-
-sys.path.insert(0, str(ROOT / 'tests' / 'data'))
 from tests.support import real_data
+from tests.support.configs import QUICK_FLAGS, ROOT
 
 TIMEOUT = 900  # seconds: a hang ends, a slow machine does not fail
 SHRINK = [

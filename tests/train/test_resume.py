@@ -20,7 +20,12 @@ from tests.support.faults import LONG, Stopping, outcome, run_with_stops, small_
 
 # procedure: config; the long form (see faults.LONG) has all of them
 PROCEDURES = {
-    'plain': {'model__reparam': 'dirac'},
+    'plain': {
+        'model__reparam': 'dirac',
+        'model__activation': 'annealed',
+        'model__slope': 0.5,
+        'ema__decay': 0.9,
+    },
     'jointrd_scratch': {'distill__weight': 1e-3, 'eval_hybrids': True, 'mix__eta': 0.0, 'mix__fraction': 0.5},
 }
 MORE = {  # 'jointrd' in CI: on streamed images, in tests/data, and while its teacher trains, below

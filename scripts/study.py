@@ -1,0 +1,118 @@
+"""The study of docs/experiments.md: every road to a network without shortcuts, alone and with JointRD, and its ResNet.
+
+    python scripts/study.py runs/study --mnist5k data/mnist5k        all of it; the same command continues it
+    python scripts/study.py runs/study --datasets digits --depths 34 --seeds 0 --roads none,dirac
+    python scripts/study.py runs/study --tables                      only the tables of what has been run
+
+Every dataset and depth is a `jointrd compare` in RUNS/DATASET/DEPTH with one recipe (configs/digits.py and mnist5k.py),
+the digits in five folds; its table, with the paired difference of each row to its ResNet, is printed as Markdown and
+kept as RUNS/DATASET/DEPTH/table.md. data/mnist5k is what scripts/mnist5k.py writes; any other folder of images is a
+dataset too (--folder NAME=DIR, by the recipe of mnist5k).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from jointrd_jax import cli, compare, config as config_lib
+from jointrd_jax.configs import digits, mnist5k
+from jointrd_jax.errors import Interrupted, UserError
+from jointrd_jax.system import files, runtime
+
+# Blocks per stage, and taps: at the ends of stages, or so many spread evenly.
+SHAPES = {
+    34: dict(stage_sizes=(3, 4, 6, 3)),
+    66: dict(stage_sizes=(8, 8, 8, 8)),
+    130: dict(stage_sizes=(16, 16, 16, 16)),
+    258: dict(stage_sizes=(32, 32, 32, 32)),
+    101: dict(depth=101),
+}
+ROADS = ('none', 'dirac', 'branches', 'tailored', 'prelu', 'annealed')
+FOLDS = 5  # of the digits
+
+
+def recipe(dataset: str, depth: int, data_dir: str, epochs: int) -> ml_collections.ConfigDict:
+    """The config of one comparison."""
+    config = digits.get_config() if dataset == 'digits' else mnist5k.get_config()
+    config.dataset.data_dir = data_dir
+    config.model.update(SHAPES[depth])
+    config.epochs = epochs or config.epochs
+    # One rule for all depths and datasets: the mixed paths together weigh what the student's own loss does.
+    config.mix.average_paths, config.mix.mean_of_paths = False, True
+    config.optimizer.clip_norm = 1.0
+    config.mix.num_taps = 0 if depth == 34 else 7  # 0: the ends of stages 1 to 3
+    config.log.quiet = True
+    config.eval_every = 4
+    return config
+
+
+def rows(roads: list[str]) -> tuple[str, ...]:
+    """The procedures of a comparison: the ResNet, and each road alone and with JointRD."""
+    names = ['' if road == 'none' else f'+{road}' for road in roads]
+    return ('resnet', *(procedure + name for procedure in ('plain', 'jointrd') for name in names))
+
+
+def table(result: dict[str, Any]) -> str:
+    """A comparison as a Markdown table."""
+    lines = [
+        "| | top-1, last epoch (%) | less its ResNet's, points [95 %] | of each seed |",
+        '| --- | --- | --- | --- |',
+    ]
+    for name, cell in result.items():
+        seeds = ' '.join(f'{value:.2f}' for value in compare.by_seed(cell['runs'], 'last_top1').values())
+        difference = compare.shown(cell['difference'])
+        lines.append(f'| {name} | {compare.spread(cell, "last_top1")} | {difference} | {seeds} |')
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', type=Path)
+    parser.add_argument('--datasets', default='digits,mnist5k')
+    parser.add_argument('--mnist5k', default='', help='the directory that scripts/mnist5k.py wrote')
+    parser.add_argument('--folder', default='', help='NAME=DIR, a folder of images as one more dataset')
+    parser.add_argument('--depths', default='34,66,130', help=f'of {", ".join(map(str, SHAPES))}')
+    parser.add_argument('--seeds', default='0,1,2')
+    parser.add_argument('--roads', default=','.join(ROADS))
+    parser.add_argument('--folds', type=int, default=FOLDS, help='of the digits; 0: the 500 test images')
+    parser.add_argument('--epochs', type=int, default=0, help="0: the recipe's")
+    parser.add_argument('--variants', default='', help='as of jointrd compare')
+    parser.add_argument('--set', nargs='*', default=[], metavar='FIELD=VALUE', help='fields of every recipe')
+    parser.add_argument('--tables', action='store_true', help='train nothing')
+    given = parser.parse_args()
+    name, _, directory = given.folder.partition('=')
+    directories = {'digits': '', 'mnist5k': given.mnist5k} | ({name: directory} if name else {})
+    runtime.configure()
+    for dataset in filter(None, [*given.datasets.split(','), name]):
+        if dataset not in directories:
+            raise UserError(f'--datasets: {dataset!r} is none of {", ".join(directories)}')
+        for depth in map(int, given.depths.split(',')):
+            if depth not in SHAPES:
+                raise UserError(f'--depths: {depth} is none of {", ".join(map(str, SHAPES))}')
+            workdir = given.runs / dataset / str(depth)
+            if not given.tables:
+                config = recipe(dataset, depth, directories[dataset], given.epochs)
+                for field, _, value in (override.partition('=') for override in given.set):
+                    config.update_from_flattened_dict({field: config_lib.from_text(field, value)})
+                compare.run(
+                    config,
+                    workdir,
+                    [int(seed) for seed in given.seeds.split(',')],
+                    rows(given.roads.split(',')),
+                    compare.parse_variants(given.variants),
+                    folds=given.folds if dataset == 'digits' else 0,
+                )
+            if (workdir / 'compare.json').is_file():
+                text = table(json.loads((workdir / 'compare.json').read_text()))
+                files.write_atomically(workdir / 'table.md', text)
+                print(f'\n{dataset}, {depth} layers\n\n{text}')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except (UserError, Interrupted) as error:
+        cli.fail(str(error))

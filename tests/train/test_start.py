@@ -1,0 +1,52 @@
+"""What a student starts with, and what of it is kept: its teacher's weights, an average over the steps."""
+
+import jax
+import numpy as np
+import pytest
+
+from jointrd_jax import config as config_lib
+from jointrd_jax.errors import UserError
+from jointrd_jax.runs import run_directory
+from jointrd_jax.train import loop
+from tests.support.faults import small_config
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp('teacher') / 'run'
+    loop.run(small_config('resnet', epochs=1), path)
+    return run_directory.load(path)
+
+
+def test_a_student_starts_with_its_teachers_weights_where_it_has_the_same(teacher, tmp_path, quiet):
+    config = small_config(
+        'jointrd', epochs=1, batch_size=512, teacher__path=str(teacher.path), model__init='teacher',
+        model__activation='prelu', optimizer__learning_rate=1e-30,
+    )  # fmt: skip
+    loop.run(config, tmp_path / 'run', quiet)
+    params = run_directory.load(tmp_path / 'run').variables['params']
+    theirs = teacher.variables['params']
+    np.testing.assert_array_equal(
+        params['stage1_block1']['conv2']['kernel'], theirs['stage1_block1']['conv2']['kernel']
+    )
+    np.testing.assert_array_equal(params['head']['kernel'], theirs['head']['kernel'])
+    assert 'act1' in params['stage1_block1'] and 'shortcut_conv' not in params['stage2_block1']
+
+
+@pytest.mark.parametrize('procedure, restore', [('plain', ''), ('jointrd_scratch', ''), ('jointrd', 'somewhere')])
+def test_where_there_is_no_teacher_to_start_from_is_refused(procedure, restore):
+    with pytest.raises(UserError, match=r'config\.model\.init=teacher'):
+        config_lib.validate(small_config(procedure, restore=restore, model__init='teacher'))
+
+
+def test_the_average_is_what_is_evaluated_and_kept(tmp_path, quiet):
+    """With so short a memory the average is all but the last weights; with a long one it is others."""
+    found = {}
+    for decay in (0.0, 1e-6, 0.999):
+        path = tmp_path / str(decay)
+        loop.run(small_config(ema__decay=decay), path, quiet)
+        found[decay] = run_directory.load(path).variables
+    for a, b in zip(*(jax.tree.leaves(found[decay]) for decay in (0.0, 1e-6)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    kernels = [found[decay]['params']['stage1_block1']['conv1']['kernel'] for decay in (0.0, 0.999)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
