@@ -51,14 +51,15 @@ class DataDescription:
         channels = fields['image_shape'][-1]
         per_channel = {'mean': lambda v: len(v) == channels, 'std': lambda v: len(v) == channels and all(v)}
         forms.check(fields, per_channel, where, 'what its network was trained on')
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        dataset, *sequences = fields.values()
+        return cls(dataset, *map(tuple, sequences))
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
     def to_pixels(self, images: np.ndarray) -> np.ndarray:
         """Normalised images [..., C] as whole numbers (float32), which are 0..255 where they were made of pixels."""
-        return np.round((images * np.float32(self.std) + np.float32(self.mean)) * 255).astype(np.float32)
+        return np.round((images * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)) * 255)
 
     def to_uint8(self, images: np.ndarray) -> np.ndarray:
         """Normalised images [..., C] as they are shown."""

@@ -144,7 +144,7 @@ class Job:
 
     def __init__(self, run: run_directory.Run, options: Options, dataset: data.Dataset | None):
         self.run, self.options, self.dataset = run, options, dataset
-        self.image_shape = tuple(run.data.image_shape)
+        self.image_shape = run.data.image_shape
         self.batch_size = options.batch or run.config.eval_batch_size
         self.graph = self.deployed_graph()
 

@@ -52,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         return run_in(config, workdir, reporter or Reporter(config.procedure, quiet=config.log.quiet))
 
 
-def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter) -> dict[str, Any]:
+def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter) -> Summary:
     """`run`, while the place of `workdir` answers."""
     plan = setup.make(config, workdir)
     try:

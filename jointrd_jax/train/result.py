@@ -13,7 +13,7 @@ from jointrd_jax.train.resume import Position
 def write(job: Job, position: Position) -> Summary:
     """Write and return the summary."""
     config, history = job.config, position.history
-    network, last = job.networks.student, history.last
+    network, last = job.student, history.last
     shortcuts = network.shortcuts if isinstance(network.shortcuts, str) else ','.join(network.shortcuts)
     summary = Summary(
         procedure=config.procedure,

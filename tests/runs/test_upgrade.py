@@ -7,7 +7,8 @@ import pytest
 
 from jointrd_jax.errors import UserError
 from jointrd_jax.runs import run_directory, summary as summary_lib
-from jointrd_jax.runs.checkpoint import DIRECTORY, META, seal
+from jointrd_jax.runs.checkpoint_places import DIRECTORY
+from jointrd_jax.runs.seal import META, seal
 from jointrd_jax.runs.upgrade import upgraded
 from jointrd_jax.train import loop
 from jointrd_jax.train.history import History
