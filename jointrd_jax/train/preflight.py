@@ -61,9 +61,10 @@ def workdir(config: ml_collections.ConfigDict, directory: Path) -> None:
 def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], directory: Path) -> None:
     """The flat config that the run in `directory` began with allows only harmless differences."""
     now = json.loads(json.dumps(config_lib.flatten(config)))
-    if others := sorted(before.keys() ^ now.keys()):
+    before = json.loads(json.dumps(config_lib.flatten(config_lib.default()))) | before  # fields that came later
+    if others := sorted(before.keys() - now.keys()):
         raise UserError(
-            f'{directory} holds a run of another version of jointrd_jax (fields of one alone: {", ".join(others)}), '
+            f'{directory} holds a run of another version of jointrd_jax (it knows the fields {", ".join(others)}), '
             'which cannot be continued; use another --workdir. What it trained can be exported and can teach'
         )
     decisive = set()
