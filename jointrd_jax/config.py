@@ -77,11 +77,6 @@ def are_drops(v: tuple) -> bool:
     return len(v) <= MAX_DROPS and all(type(n) in (int, float) and 0 < n <= MAX_INT for n in v)
 
 
-def is_fold(v: str) -> bool:
-    found = re.fullmatch(r'(\d{1,3})/(\d{1,3})', v)
-    return not v or bool(found and 1 <= int(found[1]) <= int(found[2]) and 2 <= int(found[2]) <= 100)
-
-
 def channel_numbers(text: str) -> tuple[float, ...]:
     """The one or three numbers in '0.5' or '0.485,0.456,0.406'; () for any other text."""
     try:
@@ -100,6 +95,11 @@ def per_channel(low: float, high: float) -> tuple[str, Callable]:
             or (channel_numbers(v) != () and all(low <= n <= high for n in channel_numbers(v)))
         ),
     )
+
+
+def is_fold(v: str) -> bool:
+    found = re.fullmatch(r'(\d{1,3})/(\d{1,3})', v)
+    return not v or bool(found and 1 <= int(found[1]) <= int(found[2]) and 2 <= int(found[2]) <= 100)
 
 
 EPOCHS = ('0 to epochs; below 1: a fraction of them', lambda v: math.isfinite(v) and v >= 0)
@@ -134,7 +134,10 @@ FIELDS: dict[str, Field] = {
         'auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, 101 and 152, else basic'
     ),
     'model.width': Field(64, *at_least(1, MAX_CHANNELS), 'channels of the first stage; doubles with each stage'),
-    'model.stem': Field('cifar', *one_of(*STEMS), 'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool'),
+    'model.stem': Field(
+        'cifar', *one_of(*STEMS),
+        'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool; pool_first: that with its pool in front, less memory'
+    ),
     'model.shortcuts': Field(
         'none',
         f'{" | ".join(SHORTCUTS)}, or one per block, comma-separated',

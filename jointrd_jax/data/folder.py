@@ -14,9 +14,10 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from jointrd_jax.data import class_folders, folds, in_memory, layout
+from jointrd_jax.data import class_folders, in_memory, layout
 from jointrd_jax.data.base import Dataset
 from jointrd_jax.data.class_folders import Tree
+from jointrd_jax.data.folds import in_fold, name_with_fold
 from jointrd_jax.data.sources import Folder
 from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.errors import UserError
@@ -47,14 +48,14 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     train, evaluation = read(root, settings)
     name = identity(*((train, evaluation) if evaluation else (train,)))
     if settings.fold:
-        if evaluation is not None:
+        if evaluation:
             raise UserError(
-                f'dataset.fold={settings.fold}: {root} has images to evaluate on, in {evaluation.name}; folds are of a '
-                'folder of classes alone'
+                f'dataset.fold={settings.fold}: {root} has images to evaluate on of its own, in {evaluation.root}; '
+                'set dataset.data_dir to a folder of all images'
             )
-        train, evaluation = divide(train, folds.in_fold(settings.fold, len(train)))
-        name = folds.name_with_fold(name, settings.fold)
-    if settings.validation_size:
+        evaluated = in_fold(settings.fold, len(train))
+        name, train, evaluation = name_with_fold(name, settings.fold), part(train, ~evaluated), part(train, evaluated)
+    elif settings.validation_size:
         evaluation = None
     elif evaluation is None:
         train, evaluation = split(train, settings.eval_fraction)
@@ -142,13 +143,9 @@ def split(images: Folder, fraction: float) -> tuple[Folder, Folder]:
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         evaluated[rng.permutation(members)[:count]] = True
-    return divide(images, evaluated)
+    return part(images, ~evaluated), part(images, evaluated)
 
 
-def divide(images: Folder, evaluated: np.ndarray) -> tuple[Folder, Folder]:
-    """The images to train on, and those to evaluate on, which `evaluated` marks."""
-    train, held_out = (
-        Folder(images.name, Path(images.root), images.classes, images.paths[chosen], images.labels[chosen])
-        for chosen in (~evaluated, evaluated)
-    )
-    return train, held_out
+def part(images: Folder, chosen: np.ndarray) -> Folder:
+    """Those of the images where `chosen` is True."""
+    return Folder(images.name, Path(images.root), images.classes, images.paths[chosen], images.labels[chosen])

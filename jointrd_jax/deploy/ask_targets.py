@@ -137,6 +137,7 @@ def beside(candidate: Candidate, asked: str, rows: Sequence[Row]) -> None:
     """Write what targets said of an exported network, and of its baseline, beside it and into its model card."""
     own = [row for row in rows if row.network in (candidate.name, candidate.baseline)]
     out = candidate.export
+    assert out is not None
     held = {'command': asked, 'network': candidate.name, 'rows': [row.as_json() for row in own]}
     files.write_json(out / results.FILE, held)
     record = files.read_json(out / 'export.json')

@@ -362,14 +362,14 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path):
         data.load(real_data.config('folder', tmp_path / 'train'))
 
 
-def test_each_image_of_a_folder_of_classes_is_evaluated_on_in_one_fold(tmp_path):
-    real_data.folder(tmp_path, train=10, val=2)
-    seen = set()
-    for k in (1, 2, 3):
-        dataset = data.load(real_data.config('folder', tmp_path / 'train', fold=f'{k}/3', in_memory='never'))
-        assert dataset.name.endswith(f':fold {k}/3') and dataset.train_size + dataset.eval_size == 10
-        seen |= {dataset.eval_source.describe(int(i)) for i in dataset.eval_indices}
-        dataset.close()
-    assert len(seen) == 10
-    with pytest.raises(UserError, match='has images to evaluate on, in val'):
+def test_folds_evaluate_on_every_image_once(tmp_path):
+    root = real_data.folder(tmp_path, train=14) / 'train'
+    folds = [data.load(real_data.config('folder', root, fold=f'{k}/3')) for k in (1, 2, 3)]
+    assert [(d.train_size, d.eval_size) for d in folds] == [(9, 5), (9, 5), (10, 4)]
+    every = sorted(path for fold in folds for path in fold.eval_source.paths)
+    assert every == sorted(data.load(real_data.config('folder', root, validation_size=1)).train_source.paths)
+    assert len({fold.name for fold in folds}) == 3 and folds[0].name.endswith(':fold 1/3')
+    with pytest.raises(
+        UserError, match=f'dataset.fold=1/3: {tmp_path} has images to evaluate on of its own, in {tmp_path}/val'
+    ):
         data.load(real_data.config('folder', tmp_path, fold='1/3'))
