@@ -24,7 +24,7 @@ def write(job: Job, position: Position) -> Summary:
         stage_sizes=list(network.stage_sizes),
         width=network.width,
         shortcuts=shortcuts,
-        reparam=network.reparam,
+        reparam=config.model.reparam if network.reparam != 'none' else 'none',
         activation=config.model.activation if network.activation != 'relu' else 'relu',
         slope=list(network.slope) if isinstance(network.slope, tuple) else network.slope,
         taps=list(job.method.taps),
