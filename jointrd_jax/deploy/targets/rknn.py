@@ -25,7 +25,8 @@ def logged(path: Path) -> Iterator[None]:
     """Send all that is printed meanwhile, by native code too, to a file."""
     kept = os.dup(1), os.dup(2)
     with path.open('wb') as file:
-        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
         try:
             yield
         finally:
@@ -75,8 +76,8 @@ def measure(request: dict[str, Any], worker: Any) -> dict[str, Any]:
             found['top1'] = 100 * float((best == held['labels'][: len(images)]).mean())
     text = re.sub(r'\x1b\[[\d;]*m', '', log.read_text(errors='replace'))
     memory = re.search(r'Total Internal Memory Size: ([\d.]+)KB', text)
-    layers = [LAYER.search(line) for line in text.splitlines()]
-    layers = [(layer[1], *map(int, layer.groups()[1:])) for layer in layers if layer]
+    found_lines = [line for line in map(LAYER.search, text.splitlines()) if line]
+    layers: list[tuple[Any, ...]] = [(line[1], *map(int, line.groups()[1:])) for line in found_lines]
     if failed or not memory or not layers:
         reasons = [line for line in text.splitlines() if re.match(r'E |ERROR|.*Error:', line)]
         raise RuntimeError(reasons[-1] if reasons else 'the build printed no table of layers')
