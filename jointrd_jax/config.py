@@ -77,6 +77,26 @@ def are_drops(v: tuple) -> bool:
     return len(v) <= MAX_DROPS and all(type(n) in (int, float) and 0 < n <= MAX_INT for n in v)
 
 
+def channel_numbers(text: str) -> tuple[float, ...]:
+    """The one or three numbers in '0.5' or '0.485,0.456,0.406'; () for any other text."""
+    try:
+        numbers = tuple(float(part) for part in text.split(','))
+    except ValueError:
+        return ()
+    return numbers if len(numbers) in (1, 3) else ()
+
+
+def per_channel(low: float, high: float) -> tuple[str, Callable]:
+    accepts = f'auto | imagenet | measured | one number from {low} to {high}, or three, comma-separated'
+    return (
+        accepts,
+        lambda v: (
+            v in ('auto', 'imagenet', 'measured')
+            or (channel_numbers(v) != () and all(low <= n <= high for n in channel_numbers(v)))
+        ),
+    )
+
+
 def is_fold(v: str) -> bool:
     found = re.fullmatch(r'(\d{1,3})/(\d{1,3})', v)
     return not v or bool(found and 1 <= int(found[1]) <= int(found[2]) and 2 <= int(found[2]) <= 100)
@@ -114,7 +134,10 @@ FIELDS: dict[str, Field] = {
         'auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, 101 and 152, else basic'
     ),
     'model.width': Field(64, *at_least(1, MAX_CHANNELS), 'channels of the first stage; doubles with each stage'),
-    'model.stem': Field('cifar', *one_of(*STEMS), 'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool'),
+    'model.stem': Field(
+        'cifar', *one_of(*STEMS),
+        'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool; pool_first: that with its pool in front, less memory'
+    ),
     'model.shortcuts': Field(
         'none',
         f'{" | ".join(SHORTCUTS)}, or one per block, comma-separated',
@@ -188,12 +211,35 @@ FIELDS: dict[str, Field] = {
         'digits', *ANY_TEXT, 'digits; folder; or a TFDS image-classification dataset: NAME, NAME/CONFIG, NAME:VERSION'
     ),
     'dataset.data_dir': Field('', *ANY_TEXT, "the folder; or where TFDS datasets are ('': TFDS's default)"),
-    'dataset.train_split': Field('', *ANY_TEXT, "of a TFDS dataset, slices such as train[:90%] too; '': train"),
-    'dataset.eval_split': Field('', *ANY_TEXT, "the same for evaluation; '': test, or validation without a test"),
+    'dataset.train_split': Field(
+        '', *ANY_TEXT, "of a TFDS dataset, slices such as train[:90%] too, or a folder's sub-folder; '': train"
+    ),
+    'dataset.eval_split': Field(
+        '', *ANY_TEXT, "the same for evaluation; '': TFDS: test, or else validation; folder: val, or else test"
+    ),
+    'dataset.classes': Field(
+        'equal', *one_of('equal', 'train'),
+        'of a folder: both sides must have the same; train: those with training images, evaluated on what there is',
+    ),
     'dataset.in_memory': Field(
-        'auto', *one_of('auto', 'always', 'never'), 'keep a TFDS set on the device; auto: if of one size, up to 1 GiB'
+        'auto', *one_of('auto', 'always', 'never'),
+        'keep the images on the device; auto: if of one size, at most 128 pixels a side, and up to 1 GiB',
+    ),
+    'dataset.grey': Field(
+        'auto', *one_of('auto', 'always', 'never'),
+        'one channel; auto: in memory where all images are grey, streamed never',
+    ),
+    'dataset.mean': Field(
+        'auto', *per_channel(-1, 1),
+        "subtracted from pixels of 0..1; auto: the authors' for CIFAR, else measured (streamed: imagenet)",
+    ),
+    'dataset.std': Field(
+        'auto', *per_channel(0.001, 10), 'then divided by; measured: on the training images, at most 10,000 if streamed'
     ),
     'dataset.image_size': Field(224, *at_least(1, MAX_SIDE), 'side of the crops of streamed (not in-memory) images'),
+    'dataset.crop_scale': Field(
+        0.08, *between(0.01, 1), 'streamed images: least share of the area that a random crop takes in training'
+    ),
     'dataset.resize': Field(256, *at_least(1, MAX_SIDE), 'streamed images: shorter side before the centre crop'),
     'dataset.workers': Field(
         -1, *at_least(-1, 1024), 'input processes per host; -1: one per core, at most 32; 0: none'
@@ -202,7 +248,7 @@ FIELDS: dict[str, Field] = {
         'fail', *one_of('fail', 'skip'), 'fail: stop at an unreadable streamed image; skip: use another and count it'
     ),
     'dataset.eval_fraction': Field(
-        0.1, *between(0, 0.999), 'folder without train/ and val/: share of each class that is evaluated on'
+        0.1, *between(0, 0.999), 'folder without images to evaluate on: share of each class that is held out for it'
     ),
     'dataset.fold': Field(
         '', "k/n with 1 <= k <= n, n from 2 to 100, or ''", is_fold,

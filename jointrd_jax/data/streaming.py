@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import jax
@@ -12,15 +13,15 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from jointrd_jax.data import augment, images
+from jointrd_jax.data import augment, images, normalisation
 from jointrd_jax.data.base import Batch, Dataset, held_out, host_share
-from jointrd_jax.data.sources import Source
+from jointrd_jax.data.sources import Source, read
 from jointrd_jax.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision and the authors
 CHUNK = 64  # images that a worker prepares at a time: bounds its memory, whatever the batch size
 MAX_WORKERS = 32
 MAX_BAD = 1000  # in one chunk
+MEASURED = 10_000  # training images that their mean and standard deviation are measured on, at most
 CHUNKS_AHEAD = 2  # kept ready by each worker
 
 Bad = list[tuple[int, str]]  # (number of the image, what is wrong with it)
@@ -38,14 +39,24 @@ class Chunks(abc.ABC):
       source: the images.
       indices: which of the source's images belong to the split.
       rows: this host's rows of the global batch.
+      shape: (H, W, C) of the crops.
       skip_bad: replace (training) or mask (evaluation) bad images rather than raise.
     """
 
     first = 0  # the number of the source's image 0 among all images of the dataset
 
-    def __init__(self, source: Source, indices: np.ndarray, *, batch_size: int, rows: slice, size: int, skip_bad: bool):
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        rows: slice,
+        shape: tuple[int, int, int],
+        skip_bad: bool,
+    ):
         self.source, self.indices, self.batch_size, self.rows = source, indices, batch_size, rows
-        self.size, self.skip_bad = size, skip_bad
+        self.shape, self.skip_bad = shape, skip_bad
         self.chunk = min(CHUNK, rows.stop - rows.start)
         self.per_step = -(-(rows.stop - rows.start) // self.chunk)
 
@@ -80,25 +91,18 @@ class Chunks(abc.ABC):
 
     def read(self, i: int, prepare: Callable[[bytes], np.ndarray], bad: Bad) -> tuple[np.ndarray, int] | None:
         """(pixels, label) of image i of the source, or None for a bad one, which is noted in `bad`."""
-        label = None
-        try:
-            data, label = self.source[i]
-            return prepare(data), label
-        except images.BadImage as error:
-            of_class = '' if label is None else f' (class {self.source.classes[label]})'
-            message = f'{self.source.describe(i)}{of_class}: {error}'
-            if not self.skip_bad:
-                raise UserError(f'{message}; repair it, or set dataset.on_bad_image=skip') from error
+        found, message = read(self.source, i, prepare, self.skip_bad)
+        if message:
             bad.append((self.first + i, message))
-            return None
+        return found
 
 
 class TrainChunks(Chunks):
     """Training images: every epoch another permutation, every position its own random crop and mirroring."""
 
-    def __init__(self, *args, seed: int, flip: bool, **kwargs):
+    def __init__(self, *args, seed: int, flip: bool, scale: float, **kwargs):
         super().__init__(*args, **kwargs)
-        self.seed, self.flip = seed, flip
+        self.seed, self.flip, self.scale = seed, flip, scale
         self.steps_per_epoch = len(self.indices) // self.batch_size
         self.epoch, self.order = -1, self.indices
 
@@ -113,12 +117,14 @@ class TrainChunks(Chunks):
 
     def make(self, n: int) -> dict:
         positions, bad = self.positions(n), []
-        pixels = np.empty((len(positions), self.size, self.size, 3), np.uint8)
+        pixels = np.empty((len(positions), *self.shape), np.uint8)
         labels, flips = np.empty(len(positions), np.int32), np.zeros(len(positions), bool)
         for row, position in enumerate(positions):
             rng = np.random.default_rng((self.seed, 1, position))
             flips[row] = self.flip and rng.random() < 0.5
-            crop = functools.partial(images.random_resized_crop, size=self.size, rng=rng)
+            crop = functools.partial(
+                images.random_resized_crop, size=self.shape[0], rng=rng, scale=self.scale, channels=self.shape[2]
+            )
             i = self.image_at(position)
             while (found := self.read(i, crop, bad)) is None:  # a bad image's place goes to another, drawn by position
                 if len(bad) > MAX_BAD:
@@ -137,9 +143,9 @@ class EvalChunks(Chunks):
 
     def make(self, n: int) -> dict:
         positions, bad = self.positions(n), []
-        pixels = np.zeros((len(positions), self.size, self.size, 3), np.uint8)
+        pixels = np.zeros((len(positions), *self.shape), np.uint8)
         labels, mask = np.zeros(len(positions), np.int32), np.zeros(len(positions), bool)
-        crop = functools.partial(images.centre_crop, size=self.size, resize=self.resize)
+        crop = functools.partial(images.centre_crop, size=self.shape[0], resize=self.resize, channels=self.shape[2])
         for row, position in enumerate(positions):
             if position >= len(self.indices):
                 continue
@@ -168,7 +174,7 @@ class Streaming(Dataset):
 
     def __init__(self, name: str, train: Source, evaluation: Source | None, config: ml_collections.ConfigDict):
         settings = config.dataset
-        self.name, self.classes, self.mean, self.std, self.config = name, train.classes, MEAN, STD, config
+        self.name, self.classes, self.config = name, train.classes, config
         self.train_source = self.eval_source = train
         if settings.validation_size:
             self.train_indices, self.eval_indices = held_out(len(train), settings.validation_size, name)
@@ -182,7 +188,7 @@ class Streaming(Dataset):
                 f'dataset.resize={settings.resize} is less than dataset.image_size={settings.image_size},'
                 ' the centre that is cut out of it'
             )
-        self.image_shape = (settings.image_size, settings.image_size, 3)
+        self.image_shape = (settings.image_size, settings.image_size, 1 if settings.grey == 'always' else 3)
         self.train_size, self.eval_size = len(self.train_indices), len(self.eval_indices)
         if self.train_size < config.batch_size:
             raise UserError(
@@ -192,20 +198,37 @@ class Streaming(Dataset):
         self.running: list[Generator[Batch, None, None]] = []
         for chunks in (self.train_chunks(), self.eval_chunks()):  # a split without usable images fails now, not later
             chunks.check()
+        self.mean, self.std = normalisation.mean_and_std(
+            settings, self.image_shape[2], normalisation.IMAGENET, lambda: normalisation.measured(self.histograms())
+        )
+
+    def histograms(self) -> Iterator[np.ndarray]:
+        """Those of training images as they would be evaluated on, at most MEASURED, evenly spaced."""
+        settings, chunks = self.config.dataset, self.train_chunks()
+
+        def histogram(i: int) -> np.ndarray:
+            found = chunks.read(
+                i, lambda data: images.centre_crop(data, settings.image_size, settings.resize, self.image_shape[2]), []
+            )
+            return normalisation.histogram(found[0] if found else np.empty((0, self.image_shape[2]), np.uint8))
+
+        chosen = self.train_indices[:: -(-self.train_size // MEASURED)]
+        with ThreadPoolExecutor() as pool:  # the decoders let go of the interpreter's lock
+            yield from pool.map(histogram, chosen.tolist())
 
     def train_chunks(self) -> TrainChunks:
         config = self.config
         return TrainChunks(
             self.train_source, self.train_indices, batch_size=config.batch_size, rows=host_share(config.batch_size),
-            size=config.dataset.image_size, skip_bad=config.dataset.on_bad_image == 'skip',
-            seed=config.seed, flip=config.dataset.flip,
+            shape=self.image_shape, skip_bad=config.dataset.on_bad_image == 'skip',
+            seed=config.seed, flip=config.dataset.flip, scale=config.dataset.crop_scale,
         )  # fmt: skip
 
     def eval_chunks(self) -> EvalChunks:
         config = self.config
         return EvalChunks(
             self.eval_source, self.eval_indices, batch_size=config.eval_batch_size,
-            rows=host_share(config.eval_batch_size), size=config.dataset.image_size,
+            rows=host_share(config.eval_batch_size), shape=self.image_shape,
             skip_bad=config.dataset.on_bad_image == 'skip', resize=config.dataset.resize,
             first=len(self.train_source),
         )  # fmt: skip

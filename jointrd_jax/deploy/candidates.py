@@ -124,7 +124,8 @@ def of_export(out: Path, name: str, work: Path, images: int, data_dir: str | Non
     with closing(export.open_dataset(run, options, data_dir)) as dataset:
         job = export.Job(run, options, dataset)
         held = work / f'{name}.npz'
-        np.savez(held, allow_pickle=False, **test_images(job, images))
+        with held.open('wb') as file:
+            np.savez(file, allow_pickle=False, **test_images(job, images))
     scales = {k: v for k, v in artifacts.get('int8_tflite', {}).items() if k in ('int8_input', 'int8_output')}
     found = {kind: path for kind, (path, _) in paths.items()}
     return Candidate(name, job.graph, found, scales, held, export=out if kept else None)

@@ -76,7 +76,7 @@ def data_of(network: Network, channels: int, dataset: str | None, data_dir: str,
             )
         return dataset, about
     name = 'imagenet2012' if network.num_classes == 1000 else 'unnamed'
-    side = side or (224 if network.stem_kind == 'imagenet' else 32)
+    side = side or (32 if network.stem_kind == 'cifar' else 224)
     return name, {
         'dataset': name,
         'classes': [str(i) for i in range(network.num_classes)],

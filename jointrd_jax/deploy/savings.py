@@ -22,7 +22,7 @@ from jointrd_jax.system import files
 
 RESNET, PLAIN, REMOVED = 'ResNet', 'plain', 'removed'
 FAMILIES = {RESNET: 'resnet', 'projection': 'projection', PLAIN: 'plain'}
-INPUTS = {'imagenet': ((224, 224, 3), 1000), 'cifar': ((32, 32, 3), 10)}
+INPUTS = {'imagenet': ((224, 224, 3), 1000), 'pool_first': ((224, 224, 3), 1000), 'cifar': ((32, 32, 3), 10)}
 MIB = 2**20
 # Li et al. 2020, of ResNet-50 against the plain network; what of ours each is to be held against.
 CLAIMED_SPEED = 1.4

@@ -29,7 +29,7 @@ from jointrd_jax.method.layers import (
 from jointrd_jax.system.runtime import jit_once
 
 SHORTCUTS = ('all', 'projection', 'none')
-STEMS = ('cifar', 'imagenet')
+STEMS = ('cifar', 'imagenet', 'pool_first')
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # the CIFAR family of He et al.: three stages, width 16
 STAGE_SIZES = {
     18: (2, 2, 2, 2),
@@ -96,8 +96,19 @@ class Block(nn.Module):
         return h if self.shortcut == 'none' else h + x
 
 
+def pool(x: jax.Array) -> jax.Array:
+    """The 3x3 stride 2 max-pool of an ImageNet stem."""
+    padding: Any = ((1, 1), (1, 1))  # flax's annotation knows only 'SAME' and 'VALID'
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+
+
 class Stem(nn.Module):
-    """CIFAR: 3x3 convolution. ImageNet: 7x7 stride 2 and a 3x3 stride 2 max-pool."""
+    """CIFAR: 3x3 convolution. ImageNet: 7x7 stride 2 and a 3x3 stride 2 max-pool.
+
+    pool_first, which is no published network's: the ImageNet stem with its pool before its convolution. It makes a
+    map of the same size without the four times larger one in between, which is the peak of ResNet-18's and -34's
+    feature maps; a convolution of stride 4 would too, but Ethos-U55 and -U65 stop at 3.
+    """
 
     channels: int
     kind: str
@@ -106,12 +117,13 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
+        size, stride = (3, 1) if self.kind == 'cifar' else (7, 2)
+        if self.kind == 'pool_first':
+            x = pool(x)
         x = Conv(self.channels, size, stride, dtype=self.dtype, name='conv')(x)
         x = BatchNorm(self.dtype, self.axis_name, name='bn')(x, train)
         if self.kind == 'imagenet':  # before the ReLU of the first block, with which it commutes
-            padding: Any = ((1, 1), (1, 1))  # flax's annotation knows only 'SAME' and 'VALID'
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+            x = pool(x)
         return x
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
-from jointrd_jax.report import paired
+from jointrd_jax.report import paired, targets
 from jointrd_jax.runs import run_directory
 from jointrd_jax.runs.checkpoint_places import DIRECTORY as CHECKPOINTS
 from jointrd_jax.system import buckets, files
@@ -213,7 +213,8 @@ def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, 
             continue
         if is_export(about):
             record = by_path.get(buckets.resolved(buckets.place(about['run']))) or by_digest.get(about['digest'])
-            found[buckets.resolved(place)] = {**about, 'path': place.parent, 'record': record}
+            said = targets.read(place.parent)
+            found[buckets.resolved(place)] = {**about, 'path': place.parent, 'record': record, 'targets': said}
     return list(found.values())
 
 

@@ -61,6 +61,7 @@ def workdir(config: ml_collections.ConfigDict, directory: Path) -> None:
 def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], directory: Path) -> None:
     """The flat config that the run in `directory` began with allows only harmless differences."""
     now = json.loads(json.dumps(config_lib.flatten(config)))
+    before = json.loads(json.dumps(config_lib.flatten(config_lib.default()))) | before  # fields that came later
     decisive = set()
     if config.on_nan == 'rollback':  # it goes to the newest scheduled checkpoint
         decisive.add('checkpoint.every_steps')

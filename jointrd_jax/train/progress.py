@@ -141,7 +141,7 @@ class Reporter:
             return
         table = Table(title=Text(title, style='italic'), title_justify='left')
         for name in header:
-            table.add_column(Text(name))
+            table.add_column(Text(name), overflow='fold')  # nothing of a name is left out in a narrow terminal
         for row in rows:
             table.add_row(*map(Text, row))
         self.console.print(table)

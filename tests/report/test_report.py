@@ -49,6 +49,19 @@ class Page(html.parser.HTMLParser):
             self.words.append(data)
 
 
+TARGETS = {
+    'command': 'jointrd targets RUN',
+    'network': 'plain',
+    'rows': [
+        dict(target='vela', configuration='u55-256', network='ResNet', memory_bytes=1764 * 1024, time_ms=52.0),
+        dict(
+            target='vela', configuration='u55-256', network='plain', memory_bytes=1176 * 1024, time_ms=37.6, faster=1.38
+        ),
+        dict(target='mnn', configuration='float32', network='plain', outcome='hangs', reason='no answer after 600 s'),
+    ],
+}
+
+
 @pytest.fixture(scope='module')
 def report(watched_run, tmp_path_factory):
     """The report of a JointRD run with its teacher and an export, and what `write` returned."""
@@ -56,6 +69,7 @@ def report(watched_run, tmp_path_factory):
     shutil.copytree(watched_run, workdir)
     (workdir / 'exported').mkdir()
     files.write_json(workdir / 'exported' / 'export.json', {**EXPORT, 'run': str(workdir)})
+    files.write_json(workdir / 'exported' / 'targets.json', TARGETS)
     out = workdir.parent / 'pages' / 'report.html'
     written = page.write([workdir], out)
     return Page(out), out.read_text(), written
@@ -70,7 +84,8 @@ def test_it_shows_every_part(report, watched_run):
     for part in ('Result', 'procedure', 'Curves', 'Mixing weight', 'The hybrids', 'path1: 1 block plain',
                  "the teacher's share of each stage's gradient", 'through the teacher', 'stage3: gradient norm',
                  'What it gets wrong', '% sure', 'network.onnx', '48.8 KiB', '2.0e-07',
-                 'but not made from its last weights'):  # fmt: skip
+                 'but not made from its last weights', 'What targets say of it', 'vela u55-256', '1176', '1.38',
+                 'hangs: no answer after 600 s'):  # fmt: skip
         assert part in shown.text, part
     assert shown.tags['svg'] >= 15 and shown.tags['polyline'] >= 20
 
@@ -123,6 +138,11 @@ def test_what_it_refuses(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'jinja2', None)
     with pytest.raises(UserError, match=r'jinja2 is not installed.*\[report\]'):
         page.write([tmp_path], tmp_path / 'report.html')
+
+
+def test_bars_of_targets_are_relative_to_the_longest(report):
+    assert 'style="width: 66.7%"' in report[1]  # 1176 of 1764 KiB
+    assert 'style="width: 72.3%"' in report[1]  # 37.6 of 52 ms
 
 
 def test_an_export_that_lies_elsewhere(watched_run, tmp_path):
