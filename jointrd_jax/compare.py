@@ -237,7 +237,7 @@ def run(
             summary = {'seed': job.config.seed, 'not_finite': str(error)}
         where = {'path': str(job.path.relative_to(workdir)), 'fold': job.config.dataset.fold}
         summaries.setdefault(job.name, []).append({**summary, **where})
-    result = {
+    result: dict[str, dict[str, Any]] = {
         name: statistics_of(summaries[name]) | {'difference': to_resnet(job for job in jobs if job.name == name)}
         for name in cells(procedures, variants)
     }

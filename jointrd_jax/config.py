@@ -123,7 +123,7 @@ FIELDS: dict[str, Field] = {
     ),
     'remat': Field(False, *YES_NO, 'compute blocks anew in the backward pass: less memory, more time'),
     'label_smoothing': Field(0.0, *between(0, 0.999), 'share of the target spread over all classes'),
-    'restore': Field('', *ANY_TEXT, 'run directory whose student gives the initial weights'),
+    'restore': Field('', *ANY_TEXT, 'run directory, or weight file, that gives the initial weights'),
     'restore_head': Field('keep', *one_of('keep', 'new'), 'new: restore everything except the classifier'),
     'model.depth': Field(
         34, *one_of(*STAGE_SIZES),
@@ -261,6 +261,10 @@ FIELDS: dict[str, Field] = {
     'dataset.flip': Field(False, *YES_NO, 'mirror half of the training images'),
     'dataset.cutout': Field(0, *at_least(0, MAX_SIDE), 'side of the square cut out of each training image; 0: none'),
     'teacher.path': Field('', *ANY_TEXT, "finished resnet run, or weight file; '': trained first, in WORKDIR/teacher"),
+    'teacher.least_top1': Field(
+        -1.0, *between(-1, 100),
+        'percent that it must reach on the evaluation images before training starts; -1: clearly more than chance',
+    ),
     'teacher.which': Field('last', *one_of('last', 'best'), "which of that run's checkpoints"),
     'log.quiet': Field(False, *YES_NO, 'print nothing but the final table'),
     'log.gradients': Field(

@@ -58,8 +58,8 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
         train, evaluation = split(train, settings.eval_fraction)
     sources = [train, evaluation] if evaluation else [train]
     size = in_memory.common_size(sources) if settings.in_memory != 'never' else (None, None)
-    if in_memory.wanted(settings, size, sum(map(len, sources)), name):
-        return in_memory.load(name, train, evaluation, (*size, None), None, config)
+    if in_memory.wanted(settings, size, sum(map(len, sources)), name) and size[0] and size[1]:
+        return in_memory.load(name, train, evaluation, (size[0], size[1], None), None, config)
     return Streaming(name, train, evaluation, config)
 
 

@@ -34,7 +34,7 @@ from jax import export
 call = export.deserialize(bytearray(Path('{file}').read_bytes())).call
 logits = call(images)""",
     'safetensors': """from jointrd_jax.runs import weights  # or any torchvision-style network: the names are its own
-network, variables, about = weights.load('{file}')
+network, variables, *_ = weights.load('{file}')
 logits = network.apply(variables, images).logits""",
 }
 FEED['int8'] = FEED['onnx']

@@ -86,17 +86,23 @@ def data_of(network: Network, channels: int, dataset: str | None, data_dir: str,
     }
 
 
-def open_source(path: Path, which: str, dataset: str | None, data_dir: str, side: int | None) -> Source:
+def open_source(
+    path: Path, which: str, dataset: str | None, data_dir: str, side: int | None, ema: bool = False
+) -> Source:
     """What `path` holds: a run, or a weight file."""
     from jointrd_jax.runs import run_directory, weights
     from jointrd_jax.system import files
 
     if path.is_dir():
+        if ema:
+            raise UserError(f'{path} is a run, which keeps no moving average; --ema is for weight files')
         run = run_directory.load(path, which)
         if run.summary is None:
             raise UserError(f'{path} is not a finished run; continue its training first')
         return Source(run.network, run.variables, run.config, run.data, run.summary)
-    network, variables, about = weights.load(path)
+    network, variables, about, taken = weights.load(path, ema=ema)
+    if taken:
+        print(f'{path}: {taken}')
     channels = variables['params']['stem']['conv']['kernel'].shape[2]
     name, named = data_of(network, channels, dataset, data_dir, side)
     if about is not None and not dataset:
@@ -145,6 +151,7 @@ def convert(
     dataset: str | None = None,
     data_dir: str = '',
     image_size: int | None = None,
+    ema: bool = False,
 ) -> None:
     """Convert `path` into `out`; see the module's docstring.
 
@@ -158,12 +165,12 @@ def convert(
     with buckets.answering(out):
         if out.is_file() or (out.exists() and any(out.iterdir())):
             raise UserError(f'{out} exists already; choose another --out')
-    if out.suffix in weights.ENDINGS and out.suffix != '.safetensors':
+    if out.name.lower().endswith(weights.ENDINGS) and out.suffix != '.safetensors':
         raise UserError(f'{out}: weights are written as .safetensors only')
     with buckets.answering(path):
         if not path.exists():
             raise UserError(f'{path}: no such run or weight file')
-    source = open_source(path, which, dataset, data_dir, image_size)
+    source = open_source(path, which, dataset, data_dir, image_size, ema)
     if remove_shortcuts:
         source = without_shortcuts(source)
     if out.suffix == '.safetensors':

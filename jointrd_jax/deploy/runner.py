@@ -98,7 +98,7 @@ def load_safetensors(path: str) -> Function:
     from jointrd_jax.system import runtime
 
     runtime.configure()
-    network, variables, _ = weights.load(path)
+    network, variables, *_ = weights.load(path)
     apply = jax.jit(network.apply)
     return lambda images: np.asarray(apply(variables, images).logits)
 

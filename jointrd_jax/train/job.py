@@ -96,6 +96,7 @@ class Job:
             raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
         top1 = found.accuracies['top1']
         teacher_lib.check_record(teacher, top1, self.config.teacher.which, self.dataset)
+        teacher_lib.check_useful(teacher, top1, self.config.teacher.least_top1, self.dataset)
         self.reporter.say(f'teacher {teacher.origin}: top-1 {top1:.2f} %')
         return teacher._replace(top1=top1)
 

@@ -7,9 +7,11 @@ from typing import Any
 import ml_collections
 
 from jointrd_jax import config as config_lib, data
+from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import pretrained, run_directory
+from jointrd_jax.runs.run_directory import Run
 from jointrd_jax.system import files
 from jointrd_jax.system.notices import say_once
 
@@ -21,6 +23,7 @@ HARMLESS = (
     'checkpoint.accept_changes',
     'dataset.data_dir',
     'dataset.workers',
+    'teacher.least_top1',
     'teacher.path',
     *LOGGING,
 )
@@ -95,27 +98,27 @@ def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], direc
         raise UserError(f'{directory} holds a run of another config ({"; ".join(changed)}); use another --workdir')
 
 
-def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> None:
-    """`config.restore` must hold the same network, for the same classes unless the head is new."""
+def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> Run | None:
+    """What `config.restore` names; it must hold the same network, for the same classes unless the head is new."""
     if config.restore_head == 'new' and not config.restore:
         raise UserError(
             'config.restore_head=new needs config.restore=RUN, the run to start from (see configs/finetune.py)'
         )
-    if config.restore:
-        other = run_directory.load(config.restore)
-        channels = other.data['image_shape'][-1], dataset.image_shape[-1]
-        if channels[0] != channels[1]:
-            raise UserError(
-                f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
-            )
-        same(
-            f'config.restore={config.restore}',
-            other.network,
-            student,
-            SHAPE_FIELDS + ('shortcuts', 'reparam', 'activation', 'groups'),
-        )
-        if config.restore_head == 'keep':
-            classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+    if not config.restore:
+        return None
+    other = pretrained.load(config.restore, config, student, as_config(dataset), new_head=config.restore_head == 'new')
+    channels = other.data['image_shape'][-1], dataset.image_shape[-1]
+    if channels[0] != channels[1]:
+        raise UserError(f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}')
+    same(
+        f'config.restore={config.restore}',
+        other.network,
+        student,
+        SHAPE_FIELDS + ('shortcuts', 'reparam', 'activation', 'groups'),
+    )
+    if config.restore_head == 'keep':
+        classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+    return other
 
 
 def same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> None:

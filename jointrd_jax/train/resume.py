@@ -74,9 +74,10 @@ def initial_weights(job: Job) -> Variables | None:
     """The weights of `config.restore`, with a fresh head where it is to be new; the teacher's; or None: random ones."""
     if job.teacher and job.config.model.init == 'teacher':
         return of_teacher(job)
-    if not job.config.restore:
+    found = preflight.restore(job.config, job.student, job.dataset)
+    if found is None:
         return None
-    variables = run_directory.load(job.config.restore).variables
+    variables = found.variables
     if job.config.restore_head == 'new':
         fresh = job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
         variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
@@ -87,8 +88,10 @@ def of_teacher(job: Job) -> Variables:
     """A fresh student with the arrays of the frozen teacher under all names that both have, where the shapes agree."""
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    fresh = flatten_dict(job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape))
-    there = flatten_dict(job.teacher.variables) if job.teacher else {}
+    fresh: dict[tuple, Any] = flatten_dict(
+        job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
+    )
+    there: dict[tuple, Any] = flatten_dict(job.teacher.variables) if job.teacher else {}
     shared = {path: there[path] for path, array in fresh.items() if path in there and there[path].shape == array.shape}
     return unflatten_dict({**fresh, **shared})
 

@@ -281,7 +281,7 @@ def make_device_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         same_epoch = (state.step % steps_per_epoch != 0).astype(jnp.float32)
         terms |= {**student_terms, GRADIENT_NORM: optax.tree.norm(grads)}
-        params = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
+        params: Tree = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
         student = {'params': params[STUDENT], 'batch_stats': batch_stats[STUDENT]}
         return state.replace(
             step=state.step + 1,

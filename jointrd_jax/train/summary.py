@@ -14,7 +14,7 @@ from jointrd_jax.train.resume import Position
 def write(job: Job, position: Position) -> dict[str, Any]:
     """Write and return the summary."""
     config, history = job.config, position.history
-    network, last = job.networks.student, history.last
+    network, last = job.student, history.last
     shortcuts = network.shortcuts if isinstance(network.shortcuts, str) else ','.join(network.shortcuts)
     summary = {
         'procedure': config.procedure,

@@ -247,4 +247,5 @@ class Trackers:
 
 def to_pixels(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """Normalised images back to uint8."""
-    return np.clip(np.round((images * np.float32(std) + np.float32(mean)) * 255), 0, 255).astype(np.uint8)
+    scale, offset = np.asarray(std, np.float32), np.asarray(mean, np.float32)
+    return np.clip(np.round((images * scale + offset) * 255), 0, 255).astype(np.uint8)

@@ -101,6 +101,9 @@ def test_imported_weights_teach(tmp_path, as_run):
     config = default()
     config.model.stage_sizes, config.model.width = (1, 1), 4
     config.batch_size, config.eval_batch_size, config.teacher.path = 256, 512, str(path)
+    with pytest.raises(UserError, match=r'near chance \(10\.00 %\).*least_top1=0'):
+        Job(config, tmp_path, setup.make(config, tmp_path / 'run'), Reporter('test'))
+    config.teacher.least_top1 = 0.0
     teacher = Job(config, tmp_path, setup.make(config, tmp_path / 'run'), Reporter('test')).teacher
     assert teacher.origin == str(path)
     assert teacher.top1 < 40  # random weights: what matters is that they were run
