@@ -135,9 +135,11 @@ def test_images(job: export.Job, count: int) -> dict[str, np.ndarray]:
     """The first `count` test images as the artifacts take them, their labels, and the logits that are right."""
     images, labels = [], []
     for batch in job.batches():
+        if batch.labels is None:
+            raise UserError(f'the test images of {job.run.path} have no labels')
         images.append(batch.images[batch.counts])
-        labels.append(np.asarray(batch.labels)[batch.counts])
-        if sum(map(len, images)) >= count:
+        labels.append(batch.labels[batch.counts])
+        if sum(len(part) for part in images) >= count:
             break
     held = np.concatenate(images)[:count]
     call = jax.jit(lambda x: apply(job.graph, x))

@@ -12,6 +12,7 @@ from jointrd_jax.method.networks import Network
 from jointrd_jax.runs import pretrained, run_directory
 from jointrd_jax.runs.run_directory import Run
 from jointrd_jax.system import files
+from jointrd_jax.system.notices import say_once
 
 # Fields that may change when a run is continued: they do not change its result.
 LOGGING = tuple(name for name in config_lib.FIELDS if name.startswith('log.'))
@@ -25,6 +26,7 @@ HARMLESS = (
     'teacher.path',
     *LOGGING,
 )
+SMALL, LARGE = 64, 128  # pixels a side: below the one a stem with stride, above the other one without is a mistake
 # What two networks must share to have the same blocks.
 SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
 
@@ -47,6 +49,22 @@ def batches(config: ml_collections.ConfigDict, dataset: data.Dataset, devices: i
         raise UserError(
             f'config.batch_size={config.batch_size} is more than the {dataset.train_size} training images '
             f'of {dataset.name}'
+        )
+
+
+def stem(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
+    """Say it where the stem does not belong to the size of the images; the run goes on, it may be meant."""
+    side = max(dataset.image_shape[:2])
+    size = f'{dataset.image_shape[0]}x{dataset.image_shape[1]}'
+    if config.model.stem == 'cifar' and side > LARGE:
+        say_once(
+            f'config.model.stem=cifar does not shrink images, and these of {size} pixels make a step about '
+            '16 times as long as config.model.stem=imagenet would'
+        )
+    elif config.model.stem == 'imagenet' and side < SMALL:
+        say_once(
+            f'config.model.stem=imagenet shrinks images to a quarter, which leaves little of these of {size} pixels; '
+            'config.model.stem=cifar keeps their size'
         )
 
 

@@ -87,10 +87,10 @@ def of_teacher(job: Job) -> Variables:
     """A fresh student with the arrays of the frozen teacher under all names that both have, where the shapes agree."""
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    fresh: dict[Any, Any] = flatten_dict(
+    fresh: dict[tuple, Any] = flatten_dict(
         job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
     )
-    there: dict[Any, Any] = flatten_dict(job.teacher.variables) if job.teacher else {}
+    there: dict[tuple, Any] = flatten_dict(job.teacher.variables) if job.teacher else {}
     shared = {path: there[path] for path, array in fresh.items() if path in there and there[path].shape == array.shape}
     return unflatten_dict({**fresh, **shared})
 
