@@ -33,7 +33,8 @@ def wanted(settings: ml_collections.ConfigDict, size: tuple[int | None, int | No
             raise UserError(f'dataset.in_memory=always: the images of {name} have no common size')
         return False
     channels = 1 if settings.grey == 'always' else 3
-    small = max(size) <= SMALL and count * size[0] * size[1] * channels <= MAX_BYTES
+    height, width = size[0], size[1]
+    small = max(height, width) <= SMALL and count * height * width * channels <= MAX_BYTES
     return settings.in_memory == 'always' or small
 
 

@@ -181,11 +181,11 @@ def check_classes(root: Path, names: Sequence[str], fewest: int, others: str) ->
       UserError: too few, folds, images beside masks, or folders that hold no images but all the same folders.
     """
     if len(names) < fewest:
-        inside = folders(root / names[0]) if names else []
+        below = folders(root / names[0]) if names else []
         raise UserError(
             f'{root} should have a folder for each {"of two or more classes" if fewest > 1 else "class"} and has '
             f'{listed(names) or "none"}'
-            + (f', which has the folders {listed(inside)}' if inside else '')
+            + (f', which has the folders {listed(below)}' if below else '')
             + (f' ({others})' if others else '')
             + f'; {WHERE}'
         )

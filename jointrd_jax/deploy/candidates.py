@@ -135,13 +135,15 @@ def test_images(job: export.Job, count: int) -> dict[str, np.ndarray]:
     """The first `count` test images as the artifacts take them, their labels, and the logits that are right."""
     images, labels = [], []
     for batch in job.batches():
+        if batch.labels is None:
+            raise UserError(f'the test images of {job.run.path} have no labels')
         images.append(batch.images[batch.counts])
-        labels.append(np.asarray(batch.labels)[batch.counts])
-        if sum(map(len, images)) >= count:
+        labels.append(batch.labels[batch.counts])
+        if sum(len(part) for part in images) >= count:
             break
     held = np.concatenate(images)[:count]
     call = jax.jit(lambda x: apply(job.graph, x))
-    given = export.to_pixels(held, job.run.data) if job.options.pixels else held
+    given = job.run.data.to_pixels(held) if job.options.pixels else held
     logits = np.concatenate([np.asarray(call(part)) for part in np.array_split(given, -(-len(given) // 64))])
     return {'images': given, 'labels': np.concatenate(labels)[:count], 'logits': logits}
 

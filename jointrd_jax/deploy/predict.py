@@ -113,12 +113,12 @@ def of_run(run: run_directory.Run, batch: int) -> Classifier:
 
     apply, variables = jax.jit(run.network.apply), jax.device_put(run.variables)
     about, settings = run.data, run.config.dataset
-    resize = about.get('resize')
-    if 'resize' not in about and settings.name != 'digits' and settings.image_size == about['image_shape'][0]:
+    resize = about.resize
+    if resize is None and settings.name == 'folder' and settings.image_size == about.image_shape[0]:
         resize = settings.resize  # of a run from before it was recorded
     return Classifier(
-        lambda images: np.asarray(apply(variables, images).logits), about['classes'], tuple(about['image_shape']),
-        about['mean'], about['std'], resize, False, batch,
+        lambda images: np.asarray(apply(variables, images).logits), list(about.classes), about.image_shape,
+        list(about.mean), list(about.std), resize, False, batch,
     )  # fmt: skip
 
 

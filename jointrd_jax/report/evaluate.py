@@ -47,17 +47,17 @@ def evaluate(
 
 def measured(run: run_directory.Run, dataset: data.Dataset, which: str) -> dict[str, Any]:
     """See `evaluate`."""
-    names = list(run.data['classes'])
+    names = list(run.data.classes)
     if unknown := [name for name in dataset.classes if name not in names]:
         raise UserError(
             f'{dataset.name} has classes that {run.path} does not know: {", ".join(unknown[:5])}'
             f'{", ..." if len(unknown) > 5 else ""}; it knows {", ".join(names[:5])}{", ..." if len(names) > 5 else ""}'
         )
-    if tuple(dataset.image_shape) != tuple(run.data['image_shape']):
+    if tuple(dataset.image_shape) != tuple(run.data.image_shape):
         raise UserError(
             f'{run.path} sees images of {run.data["image_shape"]}, {dataset.name} has {list(dataset.image_shape)}'
         )
-    dataset.mean, dataset.std = tuple(run.data['mean']), tuple(run.data['std'])
+    dataset.mean, dataset.std = tuple(run.data.mean), tuple(run.data.std)
     label_of = np.array([names.index(name) for name in dataset.classes])
     matrix, in_top5 = np.zeros((len(names), len(names)), np.int64), 0
     batches = -(-dataset.eval_size // run.config.eval_batch_size)

@@ -49,11 +49,11 @@ class TrainState(flax.struct.PyTreeNode):
     params: Tree
     batch_stats: Tree
     opt_state: Tree
-    average: Tree
     teacher: 'LearningTeacher | None'
     epoch_sums: dict[str, jax.Array]
     rate_scale: jax.Array
     fault: dict[str, jax.Array]
+    average: Variables | None = None
 
     @property
     def student(self) -> Variables:
@@ -281,7 +281,7 @@ def make_device_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         same_epoch = (state.step % steps_per_epoch != 0).astype(jnp.float32)
         terms |= {**student_terms, GRADIENT_NORM: optax.tree.norm(grads)}
-        params = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
+        params: Tree = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
         student = {'params': params[STUDENT], 'batch_stats': batch_stats[STUDENT]}
         return state.replace(
             step=state.step + 1,

@@ -73,7 +73,7 @@ def test_predictions_are_those_of_evaluation(photos, tmp_path, source):
         found = list(predict.rows(network, paths, 2, 4))
     assert [row['image'] for row in found] == [str(path) for path in paths]
     for row, chances in zip(found, wanted, strict=True):
-        assert row['class'] == run.data['classes'][chances.argmax()]
+        assert row['class'] == run.data.classes[chances.argmax()]
         shown = [entry['probability'] for entry in row['likeliest']]
         assert shown == pytest.approx(sorted(chances, reverse=True), rel=1e-3)
 
@@ -125,12 +125,12 @@ def test_what_cannot_predict_is_one_line(photos, source, images, message):
 def test_evaluation_of_a_run_on_its_own_images_and_on_others(digits, photos):
     summary = run_directory.load(digits / 'run').summary
     found = json.loads(jointrd('evaluate', digits / 'run', '--format=json').stdout)
-    assert (found['top1'], found['top5'], found['images']) == (summary['last_top1'], summary['last_top5'], 500)
+    assert (found['top1'], found['top5'], found['images']) == (summary.last_top1, summary.last_top5, 500)
     matrix = np.array(found['confusion'])
     assert matrix.sum() == 500 and 100 * matrix.trace() / 500 == pytest.approx(found['top1'])
     assert found['classes']['3']['images'] == matrix[3].sum()
     shown = jointrd('evaluate', digits / 'run').stdout
-    assert f'top-1 {summary["last_top1"]:.2f} %' in shown
+    assert f'top-1 {summary.last_top1:.2f} %' in shown
     assert 'has classes that' in jointrd(
         'evaluate', digits / 'run', '--dataset=folder', f'--data_dir={photos / "images"}', status=2
     ).stderr  # fmt: skip
@@ -139,4 +139,4 @@ def test_evaluation_of_a_run_on_its_own_images_and_on_others(digits, photos):
             'evaluate', photos / 'run', '--dataset=folder', f'--data_dir={photos / "images"}', '--format=json'
         ).stdout
     )
-    assert other['top1'] == run_directory.load(photos / 'run').summary['last_top1']
+    assert other['top1'] == run_directory.load(photos / 'run').summary.last_top1

@@ -27,7 +27,8 @@ def logged(path: Path) -> Iterator[None]:
     """Send all that is printed meanwhile, by native code too, to a file."""
     kept = os.dup(1), os.dup(2)
     with path.open('wb') as file:
-        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
         try:
             yield
         finally:
