@@ -4,9 +4,7 @@ Images may lie at any depth below their class folder, as for torchvision's Image
 are splits and which classes, `class_folders` what is in them.
 """
 
-import functools
 import hashlib
-import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -21,8 +19,7 @@ from jointrd_jax.data.folds import in_fold, name_with_fold
 from jointrd_jax.data.sources import Folder
 from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.errors import UserError
-
-logger = logging.getLogger(__name__)
+from jointrd_jax.system.notices import say_once
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
@@ -98,10 +95,11 @@ def notes(root: Path, splits: layout.Splits, trees: list[Tree], classes: tuple[s
     """What somebody should know of how a folder was read."""
     found = []
     used = [Path(os.path.relpath(tree.root, root)) for tree in trees]
-    if splits.train != root and used != [Path('train'), Path('val')]:
-        evaluated = f'evaluating on {used[1]}' if len(used) > 1 else 'images of it are held out for evaluation'
+    if splits.train != root:
         left = [name for name in layout.folders(root) if all(name != path.parts[0] for path in used)]
-        found.append(f'training on {used[0]}, {evaluated}' + (f'; not read: {layout.listed(left)}' if left else ''))
+        evaluated = f'evaluating on {used[1]}' if len(used) > 1 else 'images of it are held out for evaluation'
+        if used != [Path('train'), Path('val')] or any(layout.kind_of(name)[0] is None for name in left):
+            found.append(f'training on {used[0]}, {evaluated}' + (f'; not read: {layout.listed(left)}' if left else ''))
     if others := class_folders.passed_over(sum((tree.others for tree in trees), Counter())):
         found.append(others)
     if twins := class_folders.twins(classes):
@@ -114,11 +112,6 @@ def notes(root: Path, splits: layout.Splits, trees: list[Tree], classes: tuple[s
     elif empty := trees[0].empty():
         found.append(f'folders without images, no classes: {layout.listed(empty)}')
     return found
-
-
-@functools.cache  # a command may read a folder several times
-def say_once(note: str) -> None:
-    logger.warning(note)
 
 
 def identity(*folders: Folder) -> str:

@@ -7,6 +7,7 @@ input workers.
 """
 
 import io
+import logging
 import math
 import warnings
 
@@ -36,8 +37,9 @@ TURN_BACK = {
     8: Image.Transpose.ROTATE_270,
 }
 
-# Pillow warns of odd metadata and then reads the image or raises.
+# Pillow warns of odd metadata, or logs it, and then reads the image or raises.
 warnings.filterwarnings('ignore', module=r'PIL\.')
+logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
