@@ -33,7 +33,7 @@ def watched_run(tmp_path_factory):
     from jointrd_jax.train import loop
 
     path = tmp_path_factory.mktemp('watched') / 'jointrd'
-    shown = dict(log__gradients=1, log__tensorboard=1, log__histograms=2, log__images=4)
+    shown = dict(log__gradients=1, log__tensorboard=1, log__histograms=2)
     config = tiny_config(batch_size=128, eval_hybrids=True, **shown)
     loop.run(config, path, QuietReporter('watched'))
     return path

@@ -86,7 +86,7 @@ def check_line(error: UserError) -> None:
 def start_or_refuse(config, workdir: Path) -> bool:
     """All that a run does before it makes or compiles something."""
     try:
-        dataset, student, method, _ = setup.make(config, workdir)
+        dataset, student, method, *_ = setup.make(config, workdir)
     except UserError as error:
         check_line(error)
         return False

@@ -3,13 +3,13 @@
 import abc
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
 from jointrd_jax.data import augment
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -72,6 +72,11 @@ class Dataset(abc.ABC):
         padded = np.full(most + 1, -1, np.int32)
         padded[: len(self.bad)] = list(self.bad)
         return sorted({*multihost_utils.process_allgather(padded).ravel().tolist()} - {-1})
+
+    @property
+    def description(self) -> DataDescription:
+        """What a network that is trained on it must remember."""
+        return DataDescription(self.name, self.classes, self.image_shape, self.mean, self.std)
 
     def close(self) -> None:
         """End worker processes, if any."""
@@ -162,14 +167,3 @@ class InMemory(Dataset):
         images = augment.crop_and_flip(images, crop_key, padding=settings.crop_padding, flip=settings.flip)
         normal = augment.normalise(images, self.mean, self.std)
         return augment.cutout(normal, cutout_key, settings.cutout), labels
-
-
-def as_config(dataset: Dataset) -> dict[str, Any]:
-    """What a trained network must remember of its data, as JSON values (stored with checkpoints)."""
-    return {
-        'dataset': dataset.name,
-        'classes': list(dataset.classes),
-        'image_shape': list(dataset.image_shape),
-        'mean': list(dataset.mean),
-        'std': list(dataset.std),
-    }

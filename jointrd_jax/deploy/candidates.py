@@ -143,7 +143,7 @@ def test_images(job: export.Job, count: int) -> dict[str, np.ndarray]:
             break
     held = np.concatenate(images)[:count]
     call = jax.jit(lambda x: apply(job.graph, x))
-    given = export.to_pixels(held, job.run.data) if job.options.pixels else held
+    given = job.run.data.to_pixels(held) if job.options.pixels else held
     logits = np.concatenate([np.asarray(call(part)) for part in np.array_split(given, -(-len(given) // 64))])
     return {'images': given, 'labels': np.concatenate(labels)[:count], 'logits': logits}
 

@@ -43,8 +43,7 @@ def random_variables(network: Network, image_shape: tuple[int, int, int]) -> Var
             return np.full(leaf.shape, name in ('scale', 'var'), np.float32)
         return rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
 
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), np.float32))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, network.shapes(image_shape))
 
 
 def graphs(depth: int, stem: str, width: int) -> dict[str, Graph]:

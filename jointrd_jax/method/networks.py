@@ -287,6 +287,10 @@ class Network(nn.Module):
         """Fresh {'params', 'batch_stats'} for images of `image_shape` [H, W, C]; `init` is for use inside a jit."""
         return jit_once(self.init)(key, jnp.zeros((1, *image_shape), jnp.float32))
 
+    def shapes(self, image_shape: Sequence[int]) -> Variables:
+        """`initialise` without computing anything: a jax.ShapeDtypeStruct for each array."""
+        return jax.eval_shape(self.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+
 
 class Connectors(nn.Module):
     """One 1x1 convolution + BatchNorm per path, from a path's last feature map to the teacher's space."""

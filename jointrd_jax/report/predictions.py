@@ -10,7 +10,6 @@ import numpy as np
 from jointrd_jax import data
 from jointrd_jax.errors import require
 from jointrd_jax.runs import run_directory
-from jointrd_jax.train.trackers import to_pixels
 
 WORST = 5  # classes shown with examples
 EXAMPLES = 4  # images for each
@@ -115,7 +114,7 @@ def summarise(matrix: np.ndarray, mistakes: dict[int, list], dataset: data.Datas
 
 def example(mistake: tuple[float, int, np.ndarray], dataset: data.Dataset) -> Example:
     confidence, predicted, image = mistake
-    pixels = to_pixels(image, dataset.mean, dataset.std)
+    pixels = dataset.description.to_uint8(image)
     return Example(data_uri(pixels), dataset.classes[predicted], 100 * confidence)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import BLOCK_CHOICES, STEMS, Network, Variables, grouped_hidden
 from jointrd_jax.runs import foreign_names
@@ -35,7 +36,7 @@ class Weights(NamedTuple):
 
     network: Network
     variables: Variables
-    data: dict[str, Any] | None
+    data: DataDescription | None
     taken: str = ''
 
 
@@ -188,28 +189,23 @@ def described_network(state: StateDict) -> Network | None:
     return network
 
 
-def described_data(state: StateDict, network: Network, channels: int) -> dict[str, Any] | None:
-    """What a file of ours says its network was trained on, as `data.base.as_config` has it."""
+def described_data(state: StateDict, network: Network, channels: int) -> DataDescription | None:
+    """What a file of ours says its network was trained on."""
     about = state.about.get('data')
     if about is None:
         return None
-    try:
-        lengths = {'classes': network.num_classes, 'image_shape': 3, 'mean': channels, 'std': channels}
-        fits = all(len(about[name]) == length for name, length in lengths.items())
-        numbers = [float(n) for name in ('image_shape', 'mean', 'std') for n in about[name]]
-        if not fits or not isinstance(about['dataset'], str) or not np.isfinite(numbers).all():
-            raise ValueError('it does not fit the network')
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f'{state.path}: its {METADATA} metadata describes no dataset: {error!r}') from error
-    return about
+    data = DataDescription.from_json(about, f'{state.path}: its {METADATA} metadata')
+    if len(data.classes) != network.num_classes or data.image_shape[-1] != channels:
+        raise UserError(f'{state.path}: its {METADATA} metadata describes data that do not fit its network')
+    return data
 
 
-def save(path: str | Path, network: Network, variables: Variables, data: dict[str, Any] | None = None) -> None:
+def save(path: str | Path, network: Network, variables: Variables, data: DataDescription | None = None) -> None:
     """Write a network as .safetensors under torchvision's names, with a description that `load` reads back.
 
     Raises:
       UserError: it cannot be written.
     """
-    about = {'network': {field: getattr(network, field) for field in NETWORK_FIELDS}, 'data': data}
+    about = {'network': {field: getattr(network, field) for field in NETWORK_FIELDS}, 'data': data and data.to_json()}
     blob = safetensors.numpy.save(export_names(variables), {METADATA: json.dumps(about), 'format': 'pt'})
     files.write_atomically(buckets.place(path), blob)

@@ -1,21 +1,14 @@
 """Process-wide settings of JAX, made once before its first use, and how programs that run once are compiled."""
 
 import logging
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from jointrd_jax.system import files
+
 CACHE = 'jax_compilation_cache_dir'  # JAX's name of the setting
-
-
-def cache_directory() -> Path:
-    """Where compiled programs are kept: $JOINTRD_CACHE_DIR, or jointrd_jax under the user's cache directory."""
-    if chosen := os.environ.get('JOINTRD_CACHE_DIR'):
-        return Path(chosen)
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'jointrd_jax'
 
 
 def quieten() -> None:
@@ -29,7 +22,7 @@ def configure() -> None:
     """Persistent compilation cache. Settings the user made through JAX's own variables win."""
     quieten()
     if getattr(jax.config, CACHE) is None:
-        jax.config.update(CACHE, str(cache_directory()))
+        jax.config.update(CACHE, str(files.cache_directory()))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 

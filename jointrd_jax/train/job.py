@@ -8,7 +8,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from jointrd_jax import config as config_lib
 from jointrd_jax.errors import Interrupted
 from jointrd_jax.method import joint
 from jointrd_jax.method.interface import Variables
@@ -107,7 +106,7 @@ class Job:
     def mixing_weight(self, epoch: jax.typing.ArrayLike) -> jax.Array:
         """m(t)."""
         mix = self.config.mix
-        return joint.mixing_weight(epoch, mix.eta, config_lib.in_epochs(mix.epochs, self.config.epochs))
+        return joint.mixing_weight(epoch, mix.eta, mix.fraction * self.config.epochs)
 
     def method_at(self, step: int) -> Method:
         """The loss at `step`, on the taps drawn for it: where the mixed paths have no weight, they are not run."""

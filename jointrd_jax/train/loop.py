@@ -12,16 +12,17 @@ import numpy as np
 from jointrd_jax import config as config_lib
 from jointrd_jax.data.base import Batch
 from jointrd_jax.errors import Interrupted
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
+from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import buckets, distributed, files, signals
 from jointrd_jax.train import (
     gradients,
     preflight,
+    result,
     resume,
     setup,
     step as step_lib,
-    summary as summary_lib,
     teacher as teacher_lib,
     trackers as trackers_lib,
 )
@@ -37,7 +38,7 @@ LAST_CHECKPOINT = 'waiting for the last checkpoint to be on disk'
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Reporter | None = None) -> dict[str, Any]:
+def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Reporter | None = None) -> Summary:
     """Train what `config` says in `workdir` and return the summary; continue what is already there.
 
     Raises:
@@ -51,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         return run_in(config, workdir, reporter or Reporter(config.procedure, quiet=config.log.quiet))
 
 
-def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter) -> dict[str, Any]:
+def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter) -> Summary:
     """`run`, while the place of `workdir` answers."""
     plan = setup.make(config, workdir)
     try:
@@ -59,7 +60,7 @@ def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter)
             preflight.workdir(config, workdir)  # again, now that nobody else can write there
             if distributed.is_first():
                 files.write_json(workdir / run_directory.CONFIG, config_lib.flatten(config))
-            summary = run_directory.read_summary(workdir)
+            summary = summary_lib.read(workdir)
             distributed.sync('workdir read')
             is_new = summary is None
             if is_new:
@@ -70,11 +71,11 @@ def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter)
     finally:
         plan.dataset.close()
     if is_new or not reporter.nested:
-        summary_lib.show(summary, reporter)
+        result.show(summary, reporter)
     return summary
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path, plan: Plan, reporter: Reporter) -> dict[str, Any]:
+def train(config: ml_collections.ConfigDict, workdir: Path, plan: Plan, reporter: Reporter) -> Summary:
     """Train a run that passed all checks, or continue it, and return its summary; see `run`."""
     since = time.monotonic()
     if plan.lacks_teacher:
@@ -100,7 +101,7 @@ def trained_teacher(
 ) -> teacher_lib.Teacher:
     """The teacher in WORKDIR/teacher, trained there first unless that is finished."""
     path = workdir / 'teacher'
-    if run_directory.read_summary(path) is None:
+    if summary_lib.read(path) is None:
         reporter.say(f'training the teacher first, in {path}')
         run(teacher_lib.recipe(config), path, reporter.child('teacher'))
     return teacher_lib.load(config, path, plan.dataset, plan.student, plan.method)
@@ -121,7 +122,7 @@ class Trainer:
         self.probe = gradients.Probe(job.config, job.steps_per_epoch, job.measure_gradients)
         self.work_at_stake = contextlib.ExitStack()  # from the first step until the last checkpoint is on disk
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> Summary:
         """Step to the end, over as many rollbacks as are allowed; write and return the summary.
 
         Raises:
@@ -136,7 +137,7 @@ class Trainer:
                     self.position = roll_back(self.job, self.checkpoints, self.position, error)
             with self.job.reporter.waiting(LAST_CHECKPOINT):
                 self.checkpoints.wait()
-            return summary_lib.write(self.job, self.position)
+            return result.write(self.job, self.position)
 
     def take_steps(self) -> None:
         """From the position to the last step.

@@ -7,7 +7,6 @@ from typing import Any
 import ml_collections
 
 from jointrd_jax import config as config_lib, data
-from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network
 from jointrd_jax.runs import pretrained, run_directory
@@ -83,8 +82,13 @@ def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], direc
     """The flat config that the run in `directory` began with allows only harmless differences."""
     now = json.loads(json.dumps(config_lib.flatten(config)))
     before = json.loads(json.dumps(config_lib.flatten(config_lib.default()))) | before  # fields that came later
+    if others := sorted(before.keys() - now.keys()):
+        raise UserError(
+            f'{directory} holds a run of another version of jointrd_jax (it knows the fields {", ".join(others)}), '
+            'which cannot be continued; use another --workdir. What it trained can be exported and can teach'
+        )
     decisive = set()
-    if config.on_nan == 'rollback':  # it goes to the newest scheduled checkpoint
+    if config.nan.action == 'rollback':  # it goes to the newest scheduled checkpoint
         decisive.add('checkpoint.every_steps')
     if config.steps_per_dispatch > 1:  # these part the steps that are taken at once, by a program with its own rounding
         decisive |= {'checkpoint.every_steps', 'log.gradients'}
@@ -106,8 +110,8 @@ def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.D
         )
     if not config.restore:
         return None
-    other = pretrained.load(config.restore, config, student, as_config(dataset), new_head=config.restore_head == 'new')
-    channels = other.data['image_shape'][-1], dataset.image_shape[-1]
+    other = pretrained.load(config.restore, config, student, dataset.description, new_head=config.restore_head == 'new')
+    channels = other.data.image_shape[-1], dataset.image_shape[-1]
     if channels[0] != channels[1]:
         raise UserError(f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}')
     same(
@@ -117,7 +121,7 @@ def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.D
         SHAPE_FIELDS + ('shortcuts', 'reparam', 'activation', 'groups'),
     )
     if config.restore_head == 'keep':
-        classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+        classes(f'config.restore={config.restore}', other.data.classes, dataset.classes)
     return other
 
 
@@ -131,7 +135,7 @@ def same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> N
             )
 
 
-def classes(what: str, there: list[str], here: tuple[str, ...]) -> None:
+def classes(what: str, there: tuple[str, ...], here: tuple[str, ...]) -> None:
     if len(there) != len(here):
         raise UserError(f'{what} has {len(there)} classes but the dataset of this run has {len(here)}')
     for i, (a, b) in enumerate(zip(there, here)):

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 from jointrd_jax import config as config_lib
-from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.interface import Variables
 from jointrd_jax.runs import provenance, run_directory
@@ -157,7 +156,7 @@ def save(job: Job, checkpoints: Checkpoints, step: int, position: Position, grad
         bad=job.dataset.bad_anywhere(),
     )
     meta = {
-        'data': as_config(job.dataset),
+        'data': job.dataset.description.to_json(),
         'config': config_lib.flatten(job.config),
         'history': dataclasses.asdict(history),
         'provenance': job.provenance,

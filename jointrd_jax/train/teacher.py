@@ -2,17 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 
 from jointrd_jax import data
-from jointrd_jax.data.base import as_config
 from jointrd_jax.data.folds import overlap
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.joint import Method
 from jointrd_jax.method.networks import Network, Variables
 from jointrd_jax.runs import from_config, pretrained, run_directory
+from jointrd_jax.runs.summary import SUMMARY, Summary
 from jointrd_jax.train import preflight
 
 ABOVE_CHANCE = 5.0  # points, or CHANCE_DEVIATIONS standard deviations of guessing where there are few images
@@ -26,7 +26,7 @@ class Teacher(NamedTuple):
     network: Network
     variables: Variables
     origin: str
-    summary: dict[str, Any]
+    summary: Summary
     digest: str
     top1: float | None = None  # here, percent; None until evaluated
 
@@ -48,27 +48,27 @@ def load(
     """
     what, channels = f'teacher {path}', dataset.image_shape[-1]
     resnet = from_config.resnet(config, len(dataset.classes))
-    found = pretrained.load(path, config, resnet, as_config(dataset), config.teacher.which)
+    found = pretrained.load(path, config, resnet, dataset.description, config.teacher.which)
     if found.summary is None:
-        raise UserError(f'{what} is not a finished run: it has no {run_directory.SUMMARY}; continue its training first')
-    preflight.classes(what, found.data['classes'], dataset.classes)
-    if overlap(found.data['dataset'], dataset.name):
+        raise UserError(f'{what} is not a finished run: it has no {SUMMARY}; continue its training first')
+    preflight.classes(what, found.data.classes, dataset.classes)
+    if overlap(found.data.dataset, dataset.name):
         raise UserError(
-            f'{what} was trained on {found.data["dataset"]}: it has seen images that this run, of {dataset.name}, '
+            f'{what} was trained on {found.data.dataset}: it has seen images that this run, of {dataset.name}, '
             'is evaluated on'
         )
     network = found.network.clone(dtype=student.dtype, remat=student.remat)
     if method.taps or method.distill_weight:
         preflight.same(what, network, student, preflight.SHAPE_FIELDS)
-    if found.data['image_shape'][-1] != channels:
-        raise UserError(f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {channels}')
+    if found.data.image_shape[-1] != channels:
+        raise UserError(f'{what} sees {found.data.image_shape[-1]} channels, this dataset has {channels}')
     return Teacher(network, found.variables, str(path), found.summary, run_directory.digest(found.variables))
 
 
 def check_record(teacher: Teacher, top1: float, which: str, dataset: data.Dataset) -> None:
     """Raises UserError if the `which` ('last' | 'best') top-1 that its run recorded on these images is not `top1`."""
-    recorded = teacher.summary.get(f'{which}_top1')
-    same_images = teacher.summary.get('eval_images') == [dataset.name, dataset.eval_size]
+    recorded = teacher.summary.last_top1 if which == 'last' else teacher.summary.best_top1
+    same_images = teacher.summary.eval_images == [dataset.name, dataset.eval_size]
     if recorded is not None and same_images and abs(top1 - recorded) > TOLERANCE:
         raise UserError(
             f'teacher {teacher.origin} reaches {top1:.2f} % top-1 here but its summary records {recorded:.2f} %; '
@@ -88,7 +88,7 @@ def check_useful(teacher: Teacher, top1: float, least: float, dataset: data.Data
         if top1 < least:
             raise UserError(f'teacher {images}, less than config.teacher.least_top1={least:g}')
         return
-    if teacher.summary.get('eval_images') == [dataset.name, dataset.eval_size]:
+    if teacher.summary.eval_images == [dataset.name, dataset.eval_size]:
         return
     chance = 1 / len(dataset.classes)
     deviation = math.sqrt(chance * (1 - chance) / dataset.eval_size)

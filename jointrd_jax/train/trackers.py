@@ -20,8 +20,10 @@ import numpy as np
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import require
 from jointrd_jax.method.networks import Variables
+from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import buckets, distributed, files
 
+SHOWN_IMAGES = 16  # augmented training images, when a run begins
 TENSORBOARD = 'tensorboard'  # subdirectory of the run
 
 
@@ -31,7 +33,7 @@ class Tracker(abc.ABC):
     every = 1  # epochs between scalars
 
     @abc.abstractmethod
-    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+    def scalars(self, step: int, values: dict[str, Any]) -> None: ...
 
     @abc.abstractmethod
     def histogram(self, step: int, name: str, values: np.ndarray) -> None: ...
@@ -41,7 +43,7 @@ class Tracker(abc.ABC):
         """Images [N, H, W, C] uint8."""
 
     @abc.abstractmethod
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         """The run is complete: hyperparameters beside its result."""
 
     @abc.abstractmethod
@@ -95,10 +97,10 @@ class TensorBoard(Tracker):
         self.write(step=step, summary=self.protos.text(name, ', '.join(captions)))
 
     def finish(self, summary):
-        results = {f'result/{name}': summary[name] for name in ('last_top1', 'best_top1')}
+        results = {'result/last_top1': summary.last_top1, 'result/best_top1': summary.best_top1}
         for part in self.protos.hparams(hyperparameters(self.config), results):
-            self.write(step=summary['steps'], summary=part)
-        self.scalars(summary['steps'], results)
+            self.write(step=summary.steps, summary=part)
+        self.scalars(summary.steps, results)
 
     def close(self):
         self.writer.close()
@@ -127,7 +129,8 @@ class WandB(Tracker):
         self.run.log({name: shown}, step=step)
 
     def finish(self, summary):
-        self.run.summary.update({name: summary[name] for name in ('last_top1', 'best_top1', 'wall_seconds')})
+        found = {name: getattr(summary, name) for name in ('last_top1', 'best_top1', 'wall_seconds')}
+        self.run.summary.update(found)
 
     def close(self):
         self.run.finish()
@@ -209,9 +212,9 @@ class Trackers:
 
     def samples(self, step: int, dataset: Any, images: jax.Array, labels: jax.Array) -> None:
         """What the network sees of a training batch: normalised, augmented `images`."""
-        number = min(self.config.log.images, len(labels))
+        number = min(SHOWN_IMAGES, len(labels))
         if self.all and number:
-            pixels = to_pixels(jax.device_get(images[:number]), dataset.mean, dataset.std)
+            pixels = dataset.description.to_uint8(jax.device_get(images[:number]))
             captions = [dataset.classes[label] for label in jax.device_get(labels[:number])]
             for tracker in self.all:
                 self.tell(tracker, lambda tracker: tracker.images(step, 'augmented', pixels, captions))
@@ -236,16 +239,10 @@ class Trackers:
     def due(self, epoch: int, every: int) -> bool:
         return epoch % every == 0 or epoch in (1, self.epochs)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         for tracker in self.all:
             self.tell(tracker, lambda tracker: tracker.finish(summary))
 
     def close(self) -> None:
         for tracker in self.all:
             self.tell(tracker, lambda tracker: tracker.close())
-
-
-def to_pixels(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Normalised images back to uint8."""
-    scale, offset = np.asarray(std, np.float32), np.asarray(mean, np.float32)
-    return np.clip(np.round((images * scale + offset) * 255), 0, 255).astype(np.uint8)

@@ -34,9 +34,9 @@ def fixture(kind, root):
 @pytest.mark.parametrize(('kind', 'evaluated'), [('cifar10', 4), ('array_record', 6), ('tfrecord', 6), ('folder', 6)])
 def test_a_run_on_each_kind_of_source(tmp_path, kind, evaluated):
     summary = loop.run(config(kind, fixture(kind, tmp_path / 'data')), tmp_path / 'run')
-    assert summary['eval_images'][1] == evaluated
-    assert summary['steps'] == 2 * (4 if kind == 'cifar10' else 3)
-    assert 0 <= summary['last_top1'] <= 100
+    assert summary.eval_images[1] == evaluated
+    assert summary.steps == 2 * (4 if kind == 'cifar10' else 3)
+    assert 0 <= summary.last_top1 <= 100
 
 
 class CutOff(QuietReporter):

@@ -31,12 +31,13 @@ def test_terms_are_called_what_the_loss_reports():
         assert sorted(terms_of(method)) == sorted(joint.term_names(method))
 
 
-def terms_of(method):
+def terms_of(method, key):
+    """The named terms of the loss of fresh networks."""
     networks = joint.Networks(STUDENT, TEACHER, Connectors())
     p, r = random_variables(STUDENT, 0), random_variables(TEACHER, 1)
     outputs = jax.jit(TEACHER.apply)(r, IMAGES)
     maps = dict.fromkeys(joint.path_names(method.taps), outputs.features)
-    c = networks.connectors.init(jax.random.key(0), maps, train=False)
+    c = networks.connectors.init(key, maps, train=False)
     params, batch_stats = ({'student': p[name], 'connectors': c[name]} for name in ('params', 'batch_stats'))
     view = joint.TeacherView(r, jnp.zeros(outputs.features.shape[-1])).with_outputs(outputs)
     loss = functools.partial(joint.joint_loss, networks=networks, method=method)

@@ -13,7 +13,7 @@ import pytest
 from jointrd_jax.errors import UserError
 from jointrd_jax.report import charts, collect, page, predictions
 from jointrd_jax.report.charts import Series
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.system import files
 from tests.support.configs import ROOT
 from tests.support.runs import digits_run
@@ -78,9 +78,9 @@ def report(watched_run, tmp_path_factory):
 def test_it_shows_every_part(report, watched_run):
     shown, _, written = report
     assert written == {'runs': 2, 'variants': ['resnet', 'jointrd'], 'left_out': []}
-    summary = run_directory.read_summary(watched_run)
-    assert f'{summary["last_top1"]:.2f}' in shown.text and f'{summary["teacher_top1"]:.2f}' in shown.text
-    assert f'reaches {summary["last_top1"]:.2f} % top-1 by JointRD' in shown.text and 'best of' not in shown.text
+    summary = summary_lib.read(watched_run)
+    assert f'{summary.last_top1:.2f}' in shown.text and f'{summary.teacher_top1:.2f}' in shown.text
+    assert f'reaches {summary.last_top1:.2f} % top-1 by JointRD' in shown.text and 'best of' not in shown.text
     for part in ('Result', 'procedure', 'Curves', 'Mixing weight', 'The hybrids', 'path1: 1 block plain',
                  "the teacher's share of each stage's gradient", 'through the teacher', 'stage3: gradient norm',
                  'What it gets wrong', '% sure', 'network.onnx', '48.8 KiB', '2.0e-07',
@@ -122,7 +122,7 @@ def test_a_run_at_work_and_a_run_without_data(watched_run, tmp_path):
         shutil.copytree(watched_run, path, ignore=shutil.ignore_patterns('teacher'))
         config = files.read_json(path / run_directory.CONFIG)
         files.write_json(path / run_directory.CONFIG, {**config, 'seed': seed})
-    (at_work / run_directory.SUMMARY).unlink()
+    (at_work / summary_lib.SUMMARY).unlink()
     first = (at_work / run_directory.METRICS).read_text().splitlines()[0]
     (at_work / run_directory.METRICS).write_text(f'{first}\n{first[:50]}')
     shutil.rmtree(elsewhere / 'checkpoints')
@@ -151,7 +151,7 @@ def test_an_export_that_lies_elsewhere(watched_run, tmp_path):
     export.mkdir()
     for about, said in (
         ({'run': str(run)}, f'Of {run} , but not made from its last weights'),
-        ({'digest': run_directory.read_summary(run)['student_digest']}, f'Made from exactly the weights of {run} .'),
+        ({'digest': summary_lib.read(run).student_digest}, f'Made from exactly the weights of {run} .'),
         ({}, 'Of the run elsewhere , which is not in this report.'),
     ):
         files.write_json(export / 'export.json', {**EXPORT, **about})
@@ -180,10 +180,10 @@ def test_imported_weights_are_shown_as_unmeasured(tmp_path):
         (run_directory.METRICS, '\xff'),
         (run_directory.METRICS, '{"epoch": 1, "top1": "much"}\n'),
         (run_directory.METRICS, 'torn\n{"epoch": 1}\n'),
-        (run_directory.SUMMARY, '{"wall_seconds": 1}'),
-        (run_directory.SUMMARY, '[]'),
-        (run_directory.SUMMARY, '{'),
-        (run_directory.SUMMARY, '{"wall_seconds": 1, "procedure": "plain", "last_top1": "much"}'),
+        (summary_lib.SUMMARY, '{"wall_seconds": 1}'),
+        (summary_lib.SUMMARY, '[]'),
+        (summary_lib.SUMMARY, '{'),
+        (summary_lib.SUMMARY, '{"wall_seconds": 1, "procedure": "plain", "last_top1": "much"}'),
         (run_directory.NOT_FINITE, '[]'),
         (run_directory.NOT_FINITE, '{}'),
     ],
@@ -257,10 +257,16 @@ def test_headline_says_which_shortcuts_are_kept(shortcuts, kept):
     assert f'A network of 18 layers {kept} reaches' in text
 
 
+def result(procedure='plain', wall_seconds=1.0, **fields):
+    return summary_lib.Summary(procedure=procedure, wall_seconds=wall_seconds, **fields)
+
+
 def record(procedure='plain', seed=0, summary=None, **fields):
     defaults = {name: field.default for name, field in collect.config_lib.FIELDS.items()}
     config = {**defaults, 'procedure': procedure, 'seed': seed, **{k.replace('__', '.'): v for k, v in fields.items()}}
-    return collect.Record(ROOT / procedure / str(seed), json.loads(json.dumps(config)), [], summary)
+    return collect.Record(
+        ROOT / procedure / str(seed), json.loads(json.dumps(config)), [], summary and result(**summary)
+    )
 
 
 def test_variants_are_named_by_what_differs():

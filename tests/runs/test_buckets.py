@@ -137,7 +137,7 @@ def test_two_hosts_write_one_checkpoint(s3, command, tmp_path):
     kill(*hosts)
     finish(*start(workdir))
     assert Checkpoints(workdir).steps() == [40, 32]
-    assert run_directory.load(workdir).summary['devices'].startswith('4 x')  # and its digest is that of the weights
+    assert run_directory.load(workdir).summary.devices.startswith('4 x')  # and its digest is that of the weights
     if LONG:
         finish(*start(tmp_path / 'run'))
         assert outcome(workdir) == outcome(tmp_path / 'run')

@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import SHORTCUTS, Network, create
 from jointrd_jax.runs import weights
@@ -77,7 +78,7 @@ def test_what_is_written_is_read_back(tmp_path, shortcuts):
         hidden=(4, 6, 5),
     )
     variables = randomised(network, (8, 8, 1))
-    data = {'dataset': 'x', 'classes': list('abcde'), 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.2]}
+    data = DataDescription('x', tuple('abcde'), (8, 8, 1), (0.5,), (0.2,))
     weights.save(tmp_path / 'w.safetensors', network, variables, data)
     loaded = weights.load(tmp_path / 'w.safetensors')
     assert loaded.network == network

@@ -28,7 +28,7 @@ def teacher(tmp_path_factory):
 def test_a_checkpoint_of_another_program_teaches_and_is_restored(teacher, tmp_path, quiet):
     path = saved(tmp_path / 'best.pth.tar', teacher)
     summary = loop.run(tiny_config(teacher__path=path, epochs=1), tmp_path / 'run', quiet)
-    assert summary['teacher_top1'] == teacher.summary['last_top1']
+    assert summary.teacher_top1 == teacher.summary.last_top1
     config = tiny_config(procedure='resnet', restore=path, restore_head='new', epochs=1)
     config.optimizer.learning_rate = 1e-9
     loop.run(config, tmp_path / 'restored', quiet)
