@@ -323,7 +323,7 @@ def open_dataset(run: run_directory.Run, options: Options, data_dir: str | None)
     config = run.config.copy_and_resolve_references()
     config.dataset.data_dir = data_dir or config.dataset.data_dir
     if data.has_test_images(config):
-        config.dataset.validation_size = 0
+    """The run's dataset with its test split (else what was held out), in batches of the size that the artifacts take."""
     config.batch_size, config.eval_batch_size = 1, options.batch or config.eval_batch_size
     dataset = data.load(config)
     if len(dataset.classes) != run.network.num_classes or tuple(dataset.image_shape) != tuple(run.data.image_shape):
