@@ -34,6 +34,7 @@ COMMANDS = {
     'report': 'runs and exports on one HTML page',
     'prepare': 'download and prepare a TFDS dataset',
     'convert': 'weight files into runs, runs into weight files',
+    'plan': 'does a recipe fit accelerators that are not here, at what cost',
     'benchmark': 'step times beside what their arithmetic costs',
     'targets': 'what compilers of NPUs, microcontrollers, FPGAs and phones make of a network',
     'savings': 'what a network without shortcuts saves, per runtime',

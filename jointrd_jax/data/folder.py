@@ -84,6 +84,12 @@ def read(root: Path, settings: ml_collections.ConfigDict) -> tuple[Folder, Folde
     return found[0], found[1] if len(found) > 1 else None
 
 
+def has_test_images(settings: ml_collections.ConfigDict) -> bool:
+    """Whether the folder has a split to evaluate on, whatever dataset.validation_size says."""
+    root = Path(settings.data_dir).expanduser()
+    return root.is_dir() and layout.find(root, settings.train_split, settings.eval_split, True).has_evaluation
+
+
 def source(tree: Tree, classes: tuple[str, ...]) -> Folder:
     """The images of `classes` in a tree."""
     paths = [os.fsencode(path) for name in classes for path in tree.files.get(name, [])]

@@ -38,10 +38,17 @@ SYSTEM = {
 
 
 class Splits(NamedTuple):
-    """Where the class folders of a dataset are. `evaluation` is None if images must be held out of `train`."""
+    """Where the class folders of a dataset are.
+
+    Attributes:
+      train: to train on.
+      evaluation: to evaluate on; None if images are held out of `train`.
+      has_evaluation: whether there is a folder to evaluate on, used or not.
+    """
 
     train: Path
     evaluation: Path | None
+    has_evaluation: bool
 
 
 def is_data(name: str) -> bool:
@@ -106,9 +113,9 @@ def find(root: Path, train: str = '', evaluation: str = '', held_out: bool = Fal
     if trains and (evaluation or called('val', 'test')):
         first = the_one(root, trains, 'train_split', kinds)
         if held_out:
-            return Splits(inner(root / first), None)
+            return Splits(inner(root / first), None, True)
         chosen = evaluation or the_one(root, called('val') or called('test'), 'eval_split', kinds)
-        return Splits(inner(root / first), inner(root / chosen))
+        return Splits(inner(root / first), inner(root / chosen), True)
     if evaluation and not trains:
         raise UserError(f'dataset.eval_split={evaluation!r}: {root} has no folder to train on; set dataset.train_split')
     others = [name for name in names if name not in trains and not kinds[name][0]]
@@ -120,7 +127,7 @@ def find(root: Path, train: str = '', evaluation: str = '', held_out: bool = Fal
                 f'{root / unsorted[0]} has no class folders as {root / first} has: sort its images into them, '
                 'or set dataset.validation_size to hold out training images'
             )
-        return Splits(inner(root / first), None)
+        return Splits(inner(root / first), None, False)
     only = names[0] if len(names) == 1 else None
     if only and not holds_images(root) and any(kind_of(name)[0] for name in folders(root / only)):
         return find(root / only, train, evaluation, held_out)
@@ -135,7 +142,7 @@ def find(root: Path, train: str = '', evaluation: str = '', held_out: bool = Fal
                 f'{root}: {name} holds folders as a split does, but {listed(others)} beside it hold images: move what '
                 'does not belong there, or set dataset.train_split and dataset.eval_split'
             )
-    return Splits(root, None)
+    return Splits(root, None, False)
 
 
 WHERE = 'images belong into DIR/train/CLASS/ and DIR/val/CLASS/, or DIR/CLASS/'

@@ -154,7 +154,7 @@ def read_info(directory: Path) -> Any:
     import tensorflow_datasets as tfds
     from absl import logging
 
-    logging.set_verbosity(min(logging.get_verbosity(), logging.WARNING))  # TFDS narrates
+    logging.set_verbosity(min(logging.get_verbosity(), logging.WARNING))  # TFDS logs every step
     try:
         return tfds.builder_from_directory(directory).info
     except Exception as error:  # TFDS raises whatever its parsers do

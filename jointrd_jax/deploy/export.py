@@ -319,10 +319,11 @@ def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any
 
 
 def open_dataset(run: run_directory.Run, options: Options, data_dir: str | None) -> data.Dataset:
-    """The run's dataset with its test split, in batches of the size that the artifacts take."""
+    """The run's dataset with its test split (else what was held out), in batches of the size that artifacts take."""
     config = run.config.copy_and_resolve_references()
-    config.dataset.validation_size = 0
     config.dataset.data_dir = data_dir or config.dataset.data_dir
+    if data.has_test_images(config):
+        config.dataset.validation_size = 0
     config.batch_size, config.eval_batch_size = 1, options.batch or config.eval_batch_size
     dataset = data.load(config)
     if len(dataset.classes) != run.network.num_classes or tuple(dataset.image_shape) != tuple(run.data.image_shape):

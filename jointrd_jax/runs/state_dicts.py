@@ -1,4 +1,4 @@
-"""State dicts in files of other people's making: .safetensors and what torch.save writes.
+"""State dicts in weight files of other programs: .safetensors and what torch.save writes.
 
 A file is looked at before it is loaded: names and shapes come from its header (or, for PyTorch's formats, from a load
 without data). No code in a file is ever run: torch.load reads with `weights_only`, and objects of other classes that

@@ -209,7 +209,7 @@ def atomic_directory(directory: Path, last: str = '') -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Make `directory` and hold it for this process; a lock that its owner died with is free.
+    """Make `directory` and lock it for this process; the lock of a process that ended is free.
 
     The lock is the kernel's (flock), so it ends with its owner however that dies; the text in the
     file only tells others who holds it. In a bucket it is a `buckets.Lease`.

@@ -12,10 +12,9 @@ CACHE = 'jax_compilation_cache_dir'  # JAX's name of the setting
 
 
 def quieten() -> None:
-    """JAX notes every backend that is not there and each step of joining processes, which absl would show: a TPU's
-    absence as the first line of a run."""
-    for narrator in ('jax._src.xla_bridge', 'jax._src.distributed'):
-        logging.getLogger(narrator).setLevel(logging.WARNING)
+    """Hide what JAX logs of backends that are not installed and of joining processes, which absl would show."""
+    for name in ('jax._src.xla_bridge', 'jax._src.distributed'):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def configure() -> None:

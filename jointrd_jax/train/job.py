@@ -104,7 +104,7 @@ class Job:
         return step_lib.replicate(TeacherView(teacher.variables, margin), self.mesh)
 
     def mixing_weight(self, epoch: jax.typing.ArrayLike) -> jax.Array:
-        """m(t)."""
+        """m(t), the weight of the mixed paths at `epoch`."""
         mix = self.config.mix
         return joint.mixing_weight(epoch, mix.eta, mix.fraction * self.config.epochs)
 

@@ -179,7 +179,7 @@ class Trainer:
                 self.stop(step)
 
     def dispatch(self, step: int, group: list[Batch]) -> dict[str, Any]:
-        """Have the device take the steps of a group of batches; what `step.make_train_step` reports of them."""
+        """Dispatch the steps of a group of batches; returns what `step.make_train_step` reports of them."""
         job, position = self.job, self.position
         train_step = job.train_step(step, len(group))
         batch = shard_batches(group, job.mesh)
@@ -205,7 +205,7 @@ class Trainer:
             self.trackers.samples(0, job.dataset, images, labels)
 
     def watch(self, report: dict[str, Any] | None) -> None:
-        """Check and show the loss terms of an epoch under way, by the report of a step that the device has left behind.
+        """Check and show the loss terms of an epoch under way, by the report of a step some time ago.
 
         Raises:
           Diverged: one was not finite.

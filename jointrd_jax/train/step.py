@@ -297,7 +297,7 @@ def make_device_step(
 
 
 def diagnosis_order(names: Iterable[str]) -> list[str]:
-    """Terms in the order in which they are asked whether they are finite: causes before what they add up to.
+    """Terms in the order in which they are checked for being finite: causes before what they add up to.
 
     The same for every container of the names: inside jit a dict's keys are sorted.
     """
@@ -305,7 +305,7 @@ def diagnosis_order(names: Iterable[str]) -> list[str]:
 
 
 def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """`state.fault`, or this step with its first term that is not finite (judged on the device: no sync)."""
+    """`state.fault`, or this step with its first term that is not finite; computed on the device."""
     bad = jnp.stack([~jnp.isfinite(terms.get(name, 0.0)) for name in diagnosis_order(state.epoch_sums)])
     is_first = bad.any() & (state.fault['step'] < 0)
     return {

@@ -1,4 +1,4 @@
-"""The frozen teacher of a run: where it comes from, and whether it is what it claims to be."""
+"""The frozen teacher of a run: where it comes from, and whether it is as good as recorded."""
 
 import math
 from pathlib import Path

@@ -201,7 +201,7 @@ class Trackers:
         self.say(f'{kind.__name__} cannot be written ({files.reason(error)}): the run goes on without it')
 
     def tell(self, tracker: Tracker, what: Callable[[Tracker], None]) -> None:
-        """`what` with a tracker, which is given up if it cannot write."""
+        """Call `what` with a tracker, which is given up if it cannot write."""
         try:
             what(tracker)
         except buckets.failures() as error:

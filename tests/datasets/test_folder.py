@@ -373,3 +373,13 @@ def test_folds_evaluate_on_every_image_once(tmp_path):
         UserError, match=f'dataset.fold=1/3: {tmp_path} has images to evaluate on of its own, in {tmp_path}/val'
     ):
         data.load(real_data.config('folder', tmp_path, fold='1/3'))
+
+
+def test_images_that_were_held_out_stay_so_where_there_are_no_others(tmp_path):
+    """An export is verified on test images: never on a split that mixes in images of training."""
+    root = real_data.folder(tmp_path / 'photos', train=14)
+    assert data.has_test_images(real_data.config('folder', root, validation_size=4))
+    assert not data.has_test_images(real_data.config('folder', root / 'train', validation_size=4))
+    assert data.has_test_images(real_data.config('folder', root / 'train'))  # eval_fraction: always the same images
+    shutil.rmtree(root / 'val')
+    assert not data.has_test_images(real_data.config('folder', root, validation_size=4))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 from jointrd_jax.report import charts, collect, page, predictions
 from jointrd_jax.report.charts import Series
@@ -336,7 +337,8 @@ def test_confusion_of_many_classes_lists_pairs():
     number = predictions.MATRIX_CLASSES + 1
     matrix = np.diag(np.full(number, 9))
     matrix[3, 7], matrix[5, 1] = 4, 2
-    dataset = SimpleNamespace(classes=tuple(f'class{i}' for i in range(number)), mean=(0.5,), std=(0.2,))
+    classes = tuple(f'class{i}' for i in range(number))
+    dataset = SimpleNamespace(classes=classes, description=DataDescription('x', classes, (8, 8, 1), (0.5,), (0.2,)))
     wrong = {3: [(0.9, 7, np.zeros((8, 8, 1), np.float32))]}
     found = predictions.summarise(matrix, wrong, dataset)
     assert found.matrix is None and found.pairs == [('class3', 'class7', 4), ('class5', 'class1', 2)]
