@@ -120,7 +120,7 @@ def write_correct(path: Path, correct: np.ndarray) -> None:
     """Write what `read_correct` reads."""
     blob = io.BytesIO()
     np.save(blob, correct.astype(np.int8))
-    files.write_atomically(Path(path) / CORRECT, blob.getvalue())
+    files.write_atomically(buckets.place(path) / CORRECT, blob.getvalue())
 
 
 def read_correct(path: Path) -> np.ndarray | None:
@@ -131,9 +131,11 @@ def read_correct(path: Path) -> np.ndarray | None:
     Raises:
       UserError: the file is damaged.
     """
-    path = Path(path) / CORRECT
-    if not path.is_file():
-        return None
+    path = buckets.place(path) / CORRECT
+    with buckets.answering(path):
+        if not path.is_file():
+            return None
+        path = buckets.local_copy(path)
     try:
         correct = np.load(path, allow_pickle=False)
         if correct.dtype != np.int8 or correct.ndim != 1 or not np.isin(correct, (-1, 0, 1)).all():
