@@ -13,6 +13,7 @@ os.environ['XLA_FLAGS'] = f'{QUICK_FLAGS} --xla_force_host_platform_device_count
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 jax.config.update('jax_disable_most_optimizations', True)
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['WANDB_MODE'] = 'offline'  # nobody is logged in here
 jax.config.update('jax_platforms', 'cpu')
 # One compilation cache for a whole run, also for the processes that tests start.
 os.environ.setdefault('JOINTRD_CACHE_DIR', tempfile.mkdtemp(prefix='jointrd-test-cache-'))
