@@ -56,7 +56,8 @@ class DataDescription:
         channels = fields['image_shape'][-1]
         per_channel = {'mean': lambda v: len(v) == channels, 'std': lambda v: len(v) == channels and all(v)}
         forms.check(fields, per_channel, where, 'what its network was trained on')
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}

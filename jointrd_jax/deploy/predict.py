@@ -71,7 +71,7 @@ class Classifier(NamedTuple):
         """Probabilities [B, classes] of prepared images [B, H, W, C]."""
         count, entry = len(pixels), pixels.astype(np.float32)
         if not self.pixels:
-            entry = (entry / 255 - np.float32(self.mean)) / np.float32(self.std)
+            entry = (entry / 255 - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         size = self.batch or count
         entry = np.pad(entry, [(0, -count % size), (0, 0), (0, 0), (0, 0)])
         parts = [self.logits(entry[start : start + size]) for start in range(0, len(entry), size)]

@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jointrd_jax.errors import UserError
 
@@ -84,7 +84,7 @@ def parse(text: str) -> Target:
     text = text.strip().lower()
     match = re.fullmatch(r'(?P<chip>[a-z]\w*?)(:(?P<tpu>\d{1,3}(x\d{1,3}){1,2})|x(?P<gpus>\d{1,4}))?', text)
     chip = CHIPS.get(match['chip']) if match else None
-    if not chip:
+    if not chip or not match:
         raise UserError(f'--topology={text[:60]!r} names no chip that can be compiled for; there are {choices()}')
     if not match['tpu' if chip.platform == 'tpu' else 'gpus']:
         raise UserError(f'--topology={text!r} does not say how many chips; there are {choices()}')
@@ -104,7 +104,7 @@ def parse(text: str) -> Target:
 
 def gpu_description(chip: Chip) -> str:
     """XLA's description of a GPU, as protobuf text."""
-    about = dict(chip.description)
+    about: dict[str, Any] = dict(chip.description)
     major, minor = about['capability']
     return f"""
 gpu_device_info {{

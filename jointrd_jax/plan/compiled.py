@@ -111,4 +111,5 @@ def cost(compiled: Any) -> dict[str, float]:
         found = compiled.cost_analysis()
     except NotImplementedError:
         return {}
-    return (found[0] if isinstance(found, (list, tuple)) and found else found) or {}
+    first = found[0] if isinstance(found, (list, tuple)) and found else found
+    return dict(first or {})

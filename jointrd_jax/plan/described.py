@@ -64,8 +64,9 @@ def describe(config: ml_collections.ConfigDict) -> Dataset:
     train, evaluation, classes, shape = KNOWN[name]
     if shape and settings.in_memory != 'never':
         names = tuple(str(i) for i in range(classes))
-        splits = [(np.zeros((n, *shape), np.uint8), np.zeros(n, np.int32)) for n in (train, evaluation)]
-        return InMemory(name, names, *splits, *MEAN_STD[name], config)
+        first, second = ((np.zeros((n, *shape), np.uint8), np.zeros(n, np.int32)) for n in (train, evaluation))
+        mean, std = MEAN_STD[name]
+        return InMemory(name, names, first, second, mean, std, config)
     if settings.in_memory == 'always':
         raise UserError(f'dataset.in_memory=always: the images of {name} have no common size')
     return Streaming(name, Photographs(train, classes), Photographs(evaluation, classes), config)

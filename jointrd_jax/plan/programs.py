@@ -13,6 +13,7 @@ from jointrd_jax.config import NEEDS_TEACHER
 from jointrd_jax.data.base import Dataset
 from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.method import joint
+from jointrd_jax.method.interface import required
 from jointrd_jax.method.joint import Method, TeacherView
 from jointrd_jax.runs import from_config
 from jointrd_jax.train import preflight, step as step_lib, teacher as teacher_lib
@@ -95,8 +96,9 @@ def of_run(config: ml_collections.ConfigDict, dataset: Dataset, mesh: jax.shardi
         return joint.mixing_weight(epoch, config.mix.eta, config.mix.fraction * config.epochs)
 
     def view() -> TeacherView:
-        variables = teacher.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
-        return TeacherView(variables, step_lib.margin(teacher, variables) if method.distill_weight else None)
+        network = required(teacher, 'a teacher')
+        variables: Any = network.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
+        return TeacherView(variables, step_lib.margin(network, variables) if method.distill_weight else None)
 
     state = placed(jax.eval_shape(initial), everywhere)
     frozen = placed(jax.eval_shape(view), everywhere) if teacher and not trains_teacher else None

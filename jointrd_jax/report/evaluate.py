@@ -55,7 +55,7 @@ def measured(run: run_directory.Run, dataset: data.Dataset, which: str) -> dict[
         )
     if tuple(dataset.image_shape) != tuple(run.data.image_shape):
         raise UserError(
-            f'{run.path} sees images of {run.data["image_shape"]}, {dataset.name} has {list(dataset.image_shape)}'
+            f'{run.path} sees images of {list(run.data.image_shape)}, {dataset.name} has {list(dataset.image_shape)}'
         )
     dataset.mean, dataset.std = tuple(run.data.mean), tuple(run.data.std)
     label_of = np.array([names.index(name) for name in dataset.classes])

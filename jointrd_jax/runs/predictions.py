@@ -4,7 +4,7 @@ Training itself only counts, on all devices at once (`train.evaluation`); everyb
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ class Predicted(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
-    logits: np.ndarray | None
+    logits: Any
     mask: np.ndarray
 
 
