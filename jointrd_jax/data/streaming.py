@@ -3,7 +3,9 @@
 import abc
 import functools
 import logging
+import math
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +24,7 @@ CHUNK = 64  # images that a worker prepares at a time: bounds its memory, whatev
 MAX_WORKERS = 32
 MAX_BAD = 1000  # in one chunk
 MEASURED = 10_000  # training images that their mean and standard deviation are measured on, at most
+SHARED = '/dev/shm'  # where worker processes put what they made: 64 MB in a Docker container by default
 CHUNKS_AHEAD = 2  # kept ready by each worker
 
 Bad = list[tuple[int, str]]  # (number of the image, what is wrong with it)
@@ -162,6 +165,19 @@ def start_worker(_index: int, _count: int) -> None:
     cv2.setNumThreads(0)
 
 
+def free_shared() -> int:
+    """Bytes that processes can still share."""
+    try:
+        return shutil.disk_usage(SHARED).free
+    except OSError:  # a system without it shares by other means
+        return 1 << 62
+
+
+def shared_memory(workers: int, each: int) -> int:
+    """How many of `workers` that share `each` bytes fit."""
+    return min(workers, free_shared() * 9 // 10 // each)
+
+
 class Streaming(Dataset):
     """A dataset read image by image; batches hold uint8 pixels, mirrored and normalised on the device.
 
@@ -195,6 +211,7 @@ class Streaming(Dataset):
                 f'batch_size={config.batch_size} is more than the {self.train_size} training images of {name}'
             )
         self.device_arrays, self.bad = {}, set()
+        self.num_workers = self.workers()
         self.running: list[Generator[Batch, None, None]] = []
         for chunks in (self.train_chunks(), self.eval_chunks()):  # a split without usable images fails now, not later
             chunks.check()
@@ -234,8 +251,28 @@ class Streaming(Dataset):
         )  # fmt: skip
 
     def workers(self) -> int:
+        """Input processes: as many as asked for, or fewer where they would not fit into /dev/shm.
+
+        Raises:
+          UserError: not even one does.
+        """
         workers = self.config.dataset.workers
-        return min(os.cpu_count() or 1, MAX_WORKERS) if workers < 0 else workers
+        workers = min(os.cpu_count() or 1, MAX_WORKERS) if workers < 0 else workers
+        chunk = min(CHUNK, max(self.config.batch_size, self.config.eval_batch_size))
+        # Also one being made and one being read; and evaluation has as many workers while training's wait.
+        each = 2 * (CHUNKS_AHEAD + 2) * chunk * math.prod(self.image_shape)
+        fit = shared_memory(workers, each)
+        if workers and not fit:
+            raise UserError(
+                f'{SHARED} has room for {free_shared() >> 20} MiB, and an input worker needs {(each >> 20) + 1}: give '
+                'the container more (docker run --shm-size=8g, or --ipc=host), or set dataset.workers=0'
+            )
+        if fit < workers:
+            logger.warning(
+                '%s has room for %d MiB: %d input workers instead of %d; docker run --shm-size=8g makes room for more',
+                SHARED, free_shared() >> 20, fit, workers,
+            )  # fmt: skip
+        return fit
 
     def run(self, chunks: Chunks, start_step: int, stop_step: int) -> Iterator[Batch]:
         """The batches of steps [start_step, stop_step); ends with `close`."""
@@ -247,7 +284,7 @@ class Streaming(Dataset):
         """Batches made by worker processes (or here, with 0 workers)."""
         numbers = grain.MapDataset.range(start_step * chunks.per_step, stop_step * chunks.per_step)
         dataset = numbers.map(chunks).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        if workers := self.workers():
+        if workers := self.num_workers:
             if not flags.FLAGS.is_parsed():  # Grain reads absl flags of its own; as a library we have parsed none
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
@@ -274,7 +311,8 @@ class Streaming(Dataset):
                 raise
             raise UserError(
                 f'an input worker of {self.name} died ({str(error).split(".")[0].lower()}); if memory ran out,'
-                f' lower dataset.workers (now {self.workers()})'
+                f' lower dataset.workers (now {self.num_workers});'
+                f' if {SHARED} did, docker run --shm-size=8g'
             ) from error
         if 'error' in chunk:
             raise UserError(chunk['error'])

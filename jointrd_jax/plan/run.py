@@ -119,8 +119,7 @@ def compile_for(
         )  # fmt: skip
         try:
             request = {'config': directory, 'topology': target.name, 'effort': effort, 'largest': largest}
-            process.stdin.write(json.dumps(request))  # pyright: ignore[reportOptionalMemberAccess]: a pipe
-            process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+            print(json.dumps(request), file=process.stdin, flush=True)  # left open: its end tells that we are gone
             for answer in answers(process):
                 if 'error' in answer:
                     raise UserError(answer['error'])

@@ -7,6 +7,7 @@ each part, {'program': figures} after it, {'largest': images} where that was ask
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,16 @@ def serve(request: dict[str, Any], say: Any) -> None:
         dataset.close()
 
 
+def end_with_parent() -> None:
+    """Wait for the end of standard input, which is that of the process that asked, and end this one too.
+
+    That process may be killed, and a compilation goes on for minutes.
+    """
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # what libraries print is no answer
@@ -145,7 +156,9 @@ def main() -> None:
         print(json.dumps(message), file=answers, flush=True)
 
     try:
-        serve(json.load(sys.stdin), say)
+        request = json.loads(sys.stdin.readline())
+        threading.Thread(target=end_with_parent, daemon=True).start()
+        serve(request, say)
     except UserError as error:
         say({'error': str(error)})
     except MemoryError:

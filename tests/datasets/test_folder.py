@@ -10,6 +10,7 @@ from PIL import Image
 
 from jointrd_jax import data
 from jointrd_jax.errors import UserError
+from jointrd_jax.runs.summary import Summary
 from jointrd_jax.train import teacher
 from tests.support import real_data
 
@@ -83,7 +84,7 @@ def test_a_folder_is_called_the_same_wherever_it_lies(tmp_path, monkeypatch):
 def test_a_teacher_is_held_to_its_record_however_the_folder_is_spelled(tmp_path, monkeypatch):
     real_data.folder(tmp_path / 'photos')
     there = data.load(real_data.config('folder', tmp_path / 'photos'))
-    record = {'last_top1': 99.0, 'eval_images': [there.name, there.eval_size]}
+    record = Summary(procedure='resnet', wall_seconds=0.0, last_top1=99.0, eval_images=[there.name, there.eval_size])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='reaches 10.00 % top-1 here but its summary records 99.00 %'):
         here = data.load(real_data.config('folder', 'photos'))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from jointrd_jax.errors import UserError
@@ -51,6 +52,16 @@ def test_every_figure_says_how_far_it_can_be_trusted(planned):
     most, perhaps = target['figures']['images/s, at most'][0], target['figures']['images/s, perhaps'][0]
     assert most >= perhaps > 0
     assert 'images/s a chip, at most' in output and 'BatchNorm sees 8 images on each chip' in output
+
+
+def test_a_killed_plan_leaves_no_compiler_behind():
+    command = [sys.executable, '-m', 'jointrd_jax', 'plan', '--config', 'digits', '--topology=v5e:2x2']
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr and any('compiling the training step' in line for line in process.stderr)
+        (compiler,) = psutil.Process(process.pid).children()
+        process.kill()
+    gone, _ = psutil.wait_procs([compiler], timeout=60)
+    assert gone == [compiler]
 
 
 @pytest.mark.parametrize(
