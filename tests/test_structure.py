@@ -17,7 +17,7 @@ ROOT = Path(jointrd_jax.__file__).parent
 # From the bottom up; the modules of one line may import each other, as long as none goes round in a circle.
 ROOMS = (
     ('errors',), ('system',), ('method',), ('config', 'recipes'), ('data',), ('runs',), ('deploy', 'train'),
-    ('report',), ('benchmark', 'compare'), ('commands',), ('cli',), ('configs',),
+    ('report',), ('benchmark', 'compare', 'plan'), ('commands',), ('cli',), ('configs',),
 )  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ALIASES = ('main', '__main__')  # of commands that are started with python -m
