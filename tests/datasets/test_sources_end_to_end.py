@@ -77,7 +77,7 @@ def test_bad_images_of_before_a_stop_are_counted(tmp_path):
     stop(made, tmp_path / 'run', Stopping(5))
     for file, content in zip(bad, whole):
         file.write_bytes(content)
-    assert loop.run(made, tmp_path / 'run', QuietReporter('run'))['skipped_images'] == 2
+    assert loop.run(made, tmp_path / 'run', QuietReporter('run')).skipped_images == 2
 
 
 class Spoiling(QuietReporter):

@@ -28,7 +28,7 @@ def test_terms_are_called_what_the_loss_reports():
         joint.Method((2, 4), distill_weight=1e-3).without_mixing(),
         joint.Method(kl_alpha=0.5),
     ):
-        assert sorted(terms_of(method)) == sorted(joint.term_names(method))
+        assert sorted(terms_of(method, jax.random.key(0))) == sorted(joint.term_names(method))
 
 
 def terms_of(method, key):
