@@ -30,7 +30,7 @@ def test_cifar_teacher_then_student(tmp_path):
     script('cifar_resnet', '34', 'cifar10', '3', data=tmp_path, out=tmp_path)
     script('cifar_jointrd', '34', '0.2', 'jointrd', '3', 'cifar10', data=tmp_path, out=tmp_path)
     teacher, student = (summary_lib.read(tmp_path / 'cifar10' / name) for name in ('resnet34-3', 'jointrd34-eta0.2-3'))
-    assert teacher['procedure'] == 'resnet' and student['teacher'].endswith('resnet34-3') and student['seed'] == 3
+    assert teacher.procedure == 'resnet' and student.teacher.endswith('resnet34-3') and student.seed == 3
 
 
 def test_the_study_of_the_docs_and_its_second_dataset(tmp_path):
