@@ -19,10 +19,10 @@ def get_config():
     config.eval_batch_size = 1000
     config.model.depth = 18
     config.mix.eta = 0.5
-    config.mix.epochs = 0.3  # 60 of 200
+    config.mix.fraction = 0.3  # 60 of 200 epochs
     config.optimizer.learning_rate = 0.1
     config.optimizer.schedule = 'step'
-    config.optimizer.drop_epochs = (0.5, 0.75)  # 100 and 150
+    config.optimizer.drop_fractions = (0.5, 0.75)  # epochs 100 and 150
     config.optimizer.weight_decay = 5e-4
     config.dataset.name = 'cifar10'
     config.dataset.crop_padding = 4

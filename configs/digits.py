@@ -16,10 +16,10 @@ def get_config():
     config.model.depth = 34
     config.model.width = 8
     config.mix.eta = 0.5
-    config.mix.epochs = 0.3
+    config.mix.fraction = 0.3
     config.optimizer.learning_rate = 0.1
     config.optimizer.schedule = 'cosine'
-    config.optimizer.warmup_epochs = 0.05
+    config.optimizer.warmup_fraction = 0.05
     config.optimizer.weight_decay = 5e-4
     config.dataset.name = 'digits'
     config.dataset.crop_padding = 1

@@ -2,7 +2,8 @@
 
 Command   python -m jointrd_jax.main --config configs/finetune.py:RUN --workdir DIR
               --config.dataset.name=caltech101 --config.dataset.data_dir=DATA
-          RUN is the directory of the run to start from; its network is taken over. Any dataset will do:
+          RUN is the directory of the run to start from, or a weight file such as resnet18.pth; its network is taken
+          over. Any dataset will do:
           a prepared TFDS set, or --config.dataset.name=folder (MIT-67's indoor scenes come as such).
 Hardware  one GPU; time unmeasured
 Accuracy  unmeasured here
@@ -14,9 +15,13 @@ from jointrd_jax import config as base
 def get_config(run: str = ''):
     config = base.default()
     if run:
-        from jointrd_jax.runs import run_directory
+        from jointrd_jax.deploy import convert
+        from jointrd_jax.runs import run_directory, weights
 
-        trained = run_directory.read_config(run)
+        if weights.is_weight_file(run):
+            trained = convert.config_of(weights.load(run, new_head=True).network, '')
+        else:
+            trained = run_directory.read_config(run)
         config.model.update(trained.model)
         config.procedure = 'resnet' if trained.procedure in base.TRAINS_RESNET else 'plain'
     else:
@@ -27,7 +32,7 @@ def get_config(run: str = ''):
     config.batch_size = 64
     config.eval_batch_size = 64
     config.optimizer.learning_rate = 0.01
-    config.optimizer.warmup_epochs = 0.02
+    config.optimizer.warmup_fraction = 0.02
     config.optimizer.weight_decay = 1e-4
     config.dataset.name = 'caltech101'
     config.dataset.flip = True

@@ -20,11 +20,11 @@ def get_config():
     config.model.stem = 'imagenet'
     config.model.reparam = 'dirac'
     config.mix.eta = 5e-3
-    config.mix.epochs = 0.5  # 60 of 120
+    config.mix.fraction = 0.5  # 60 of 120 epochs
     config.distill.weight = 1e-4
     config.optimizer.learning_rate = 0.2
-    config.optimizer.schedule = 'every'
-    config.optimizer.drop_every = 0.25  # 30 of 120
+    config.optimizer.schedule = 'step'
+    config.optimizer.drop_fractions = (0.25, 0.5, 0.75)  # epochs 30, 60 and 90
     config.optimizer.weight_decay = 1e-4
     config.dataset.name = 'imagenet2012'
     config.dataset.eval_split = 'validation'  # version 5.1.0 has a test split too, without labels

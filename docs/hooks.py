@@ -5,7 +5,8 @@ from jointrd_jax.config import FIELDS
 MARK = '<!-- config fields -->'
 HEADINGS = {
     '': 'The run', 'model': 'The network', 'mix': 'Mixed paths', 'distill': 'Distillation', 'optimizer': 'Optimiser',
-    'dataset': 'Data', 'teacher': 'Teacher', 'checkpoint': 'Checkpoints', 'log': 'What is shown and logged',
+    'dataset': 'Data', 'teacher': 'Teacher', 'nan': 'Losses that are not finite',
+    'checkpoint': 'Checkpoints', 'log': 'What is shown and logged',
 }  # fmt: skip
 
 

@@ -61,6 +61,7 @@ class Task(NamedTuple):
     batch: dict[str, np.ndarray]
     optimizer: optax.GradientTransformation
     label: str
+    dtype: Any
     compiler_option: str = ''  # NAME=VALUE
     steps: int = 1  # in one call
 
@@ -105,7 +106,7 @@ def synthetic_tasks(shape: str, procedures: Sequence[str], settings: Settings = 
     except ValueError:
         raise UserError(f'--shapes: {shape!r} is not DEPTH:PIXELS:BATCH, such as 18:32:128') from None
     on_cpu, small = jax.default_backend() == 'cpu', pixels < 100
-    fields = dict(
+    fields: dict[str, Any] = dict(
         width=settings.width or (16 if on_cpu else 64),
         num_classes=100 if small else 1000,
         stem_kind='cifar' if small else 'imagenet',
@@ -129,7 +130,7 @@ def synthetic_tasks(shape: str, procedures: Sequence[str], settings: Settings = 
         method, student = methods.get(procedure, Method()), resnet if procedure == 'resnet' else plain
         teacher = resnet if method.needs_teacher else None
         networks = step_lib.networks_for(student, teacher, method)
-        tasks.append(Task(procedure, networks, method, dataset, indices(batch_size), optimizer, shape))
+        tasks.append(Task(procedure, networks, method, dataset, indices(batch_size), optimizer, shape, student.dtype))
     return tasks
 
 
@@ -152,7 +153,8 @@ def config_tasks(config: Any, procedures: Sequence[str]) -> list[Task]:
         batch = next(iter(dataset.train_batches(0)))
         batch['mask'] = np.ones(config.batch_size, bool)
         networks = step_lib.networks_for(student, teacher, method)
-        tasks.append(Task(procedure, networks, method, dataset, batch, optimizer, config.dataset.name))
+        name = config.dataset.name
+        tasks.append(Task(procedure, networks, method, dataset, batch, optimizer, name, student.dtype))
     return tasks
 
 
@@ -172,7 +174,7 @@ def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
         return step_lib.make_eval_step(task.dataset, networks, ()), None, (state.student, None, device_arrays, batch)
     frozen = None
     if networks.teacher and not trains_teacher:
-        teacher = networks.teacher.initialise(key, shape)
+        teacher = runtime.jit_once(networks.teacher.init)(key, jnp.zeros((1, *shape), jnp.float32))
         margin = step_lib.margin(networks.teacher, teacher) if task.method.distill_weight else None
         frozen = step_lib.replicate(TeacherView(teacher, margin), mesh)
     device_step = step_lib.make_device_step(networks, task.method, task.optimizer, 1000, lambda epoch: jnp.float32(1))
@@ -230,18 +232,19 @@ def operations(steps: int, directory: Path) -> list[tuple[str, float, float]]:
     """(operation, milliseconds, how many) per step of the newest trace in `directory`, all threads, longest first."""
     newest = max(directory.rglob('*.trace.json.gz'), key=lambda path: path.stat().st_mtime)
     events = json.loads(gzip.decompress(newest.read_bytes()))['traceEvents']
-    total, count = collections.Counter(), collections.Counter()
+    total, count = collections.defaultdict(float), collections.defaultdict(float)
     for event in events:
         if event.get('ph') == 'X' and not event['name'].startswith(('end: ', '$')):
             name = re.sub(r'[.\d]+$', '', event['name'])
             total[name] += event['dur'] / 1e3 / steps
             count[name] += 1 / steps
-    return [(name, ms, count[name]) for name, ms in total.most_common()]
+    return [(name, total[name], count[name]) for name in sorted(total, key=lambda name: -total[name])]
 
 
 def first(analysis: Any) -> dict[str, float]:
     """XLA's cost analysis, which comes as a dict or a list of one."""
-    return (analysis[0] if isinstance(analysis, (list, tuple)) and analysis else analysis) or {}
+    found = analysis[0] if isinstance(analysis, (list, tuple)) and analysis else analysis
+    return dict(found or {})
 
 
 def memory(compiled: Any) -> int | None:
@@ -350,11 +353,11 @@ def measure(
       trace: see the flag.
     """
     mesh = step_lib.make_mesh(jax.devices()[:1])
-    rows, dtype = [], None
+    rows, dtype = [], jnp.dtype(jnp.float32)
     for tasks in groups:
         tasks = [variant for task in tasks for variant in variants(task, options, steps)]
         steppers = [Stepper(task, mesh) for task in tasks]
-        dtype = tasks[0].networks.student.dtype
+        dtype = jnp.dtype(tasks[0].dtype)
         for _, stepper in itertools.product(range(rounds), steppers):
             stepper.round()
         for task, stepper in zip(tasks, steppers) if trace else ():

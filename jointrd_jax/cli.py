@@ -22,16 +22,19 @@ import jax
 from absl import flags
 
 from jointrd_jax.errors import Interrupted, Stuck, UserError
-from jointrd_jax.system import distributed, signals
+from jointrd_jax.system import distributed, runtime, signals
 
 USAGE_STATUS = 2
 COMMANDS = {
     'train': 'train what a recipe says; the same command continues it',
     'compare': 'procedures, seeds and ablations beside each other',
+    'evaluate': 'top-1, top-5, per class and confusions of a run, on its dataset or another',
+    'predict': 'class and probability of images, by a run or an export',
     'export': 'a trained network as ONNX, TFLite, StableHLO, safetensors',
     'report': 'runs and exports on one HTML page',
     'prepare': 'download and prepare a TFDS dataset',
     'convert': 'weight files into runs, runs into weight files',
+    'plan': 'does a recipe fit accelerators that are not here, at what cost',
     'benchmark': 'step times beside what their arithmetic costs',
     'targets': 'what compilers of NPUs, microcontrollers, FPGAs and phones make of a network',
     'savings': 'what a network without shortcuts saves, per runtime',
@@ -59,13 +62,28 @@ def fail(message: object) -> None:
 
 def explain(error: BaseException, argv: Sequence[str]) -> str:
     """One line for an error in the command line or in the config file it names."""
-    from jointrd_jax.config import FIELDS, suggest
+    from jointrd_jax.config import FIELDS, from_text, suggest
 
     for arg in argv:
-        name = arg.lstrip('-').split('=')[0].removeprefix('config.')
+        given, _, value = arg.lstrip('-').partition('=')
+        name = given.removeprefix('config.')
         lookup_failed = isinstance(error, (AttributeError, KeyError, flags.UnrecognizedFlagError))
-        if arg.lstrip('-').startswith('config.') and name not in FIELDS and lookup_failed:
+        meant = name.replace('-', '_')
+        if not arg.startswith('-') or given in ('config', ''):
+            continue
+        if meant in FIELDS and (name != meant or (given == name and lookup_failed)):
+            return f'there is no --{given}; did you mean --config.{meant}?'
+        if given.startswith('config.') and name not in FIELDS and lookup_failed:
             return f'the config has no field {name!r}; {suggest(name)}'
+        if (
+            given.startswith('config.')
+            and name in FIELDS
+            and isinstance(error, (flags.Error, ValueError, SyntaxError, TypeError))
+        ):
+            try:
+                from_text(name, value)
+            except UserError as refused:
+                return str(refused)
     text = str(error) if isinstance(error, (flags.Error, UserError)) else f'{type(error).__name__}: {error}'
     return text.replace('flag --', '--')
 
@@ -183,6 +201,8 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         if out_of_memory(error):
             fail(f'out of memory; lower config.batch_size, or set config.remat=True ({error})')
+        if reason := runtime.no_backend(error):
+            fail(reason)
         if jax.distributed.is_initialized():
             traceback.print_exc()
             distributed.leave(1)
@@ -206,6 +226,7 @@ def run(name: str, argv: Sequence[str]) -> None:
     module = importlib.import_module(f'jointrd_jax.commands.{name}')
     with errors_in_one_line():
         given, arguments = parse(name, module, argv)
+        runtime.check_platforms()
         module.main(given, *arguments)
 
 

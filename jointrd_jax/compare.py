@@ -3,6 +3,7 @@
 Every cell (procedure, seed) is a run of its own, resumed or reused when it is there.
 """
 
+import dataclasses
 import io
 import itertools
 import math
@@ -17,7 +18,8 @@ from jointrd_jax import config as config_lib
 from jointrd_jax.errors import NotFinite, UserError, choice_error, require
 from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS
 from jointrd_jax.report import paired
-from jointrd_jax.runs import from_config, run_directory
+from jointrd_jax.runs import from_config, run_directory, summary as summary_lib
+from jointrd_jax.runs.summary import mean_and_spread
 from jointrd_jax.system import files
 from jointrd_jax.train import preflight
 
@@ -229,7 +231,7 @@ def run(
         label = f'{number}/{len(jobs)} {job.label()}'
         try:
             nested = Reporter(label, reporter.console, quiet=config.log.quiet, nested=True)
-            summary = loop.run(job.config, job.path, nested)
+            summary = dataclasses.asdict(loop.run(job.config, job.path, nested))
         except NotFinite as error:
             if str(job.path) in teachers:
                 raise
@@ -237,7 +239,7 @@ def run(
             summary = {'seed': job.config.seed, 'not_finite': str(error)}
         where = {'path': str(job.path.relative_to(workdir)), 'fold': job.config.dataset.fold}
         summaries.setdefault(job.name, []).append({**summary, **where})
-    result = {
+    result: dict[str, dict[str, Any]] = {
         name: statistics_of(summaries[name]) | {'difference': to_resnet(job for job in jobs if job.name == name)}
         for name in cells(procedures, variants)
     }
@@ -265,7 +267,7 @@ def to_resnet(jobs: Iterable[Job]) -> dict[str, Any] | None:
     """The paired difference of a cell's runs to their ResNets, as JSON values; None where no two can be paired."""
     runs, resnets = {}, {}
     for job in jobs:
-        if run_directory.read_summary(job.path) is None:  # a loss was not finite
+        if summary_lib.read(job.path) is None:  # a loss was not finite
             continue
         pair = [run_directory.read_correct(path) for path in (job.path, job.resnet)]
         if job.path != job.resnet and pair[0] is not None and pair[1] is not None:
@@ -291,8 +293,7 @@ def statistics_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     cell: dict[str, Any] = {}
     for which in TOP1:
         values = [value for value in by_seed(summaries, which).values() if not math.isnan(value)]
-        cell[f'{which}_mean'] = statistics.fmean(values) if values else None
-        cell[f'{which}_std'] = (statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
+        cell[f'{which}_mean'], cell[f'{which}_std'] = mean_and_spread(values) or (None, None)
     return {**cell, 'runs': summaries}
 
 

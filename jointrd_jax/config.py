@@ -1,11 +1,10 @@
 """Every config field with its meaning and accepted values, the defaults, and the checks.
 
 Config files (configs/*.py) start from `default()` and change what differs. Values are primitives;
-rates and step counts are derived in code. Lengths of schedules are in epochs, and a value between
-0 and 1 is that fraction of the run, so that a recipe keeps its shape when `epochs` changes.
+rates and step counts are derived in code. Lengths of schedules are fractions of the run, so that a recipe
+keeps its shape when `epochs` changes; what ends in `_epochs` is in epochs.
 """
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,7 +30,16 @@ MAX_PARAMETERS = 1 << 31
 MAX_DROPS = 1000  # of the learning rate
 MAX_TEXT = 4096
 SHOWN = 100  # characters of a value in a message
-REPLACED = {'model.dirac': 'model.reparam=dirac'}
+REPLACED = {  # fields of earlier versions
+    'model.dirac': 'model.reparam=dirac',
+    'model.anneal_epochs': 'model.anneal_fraction, of the run,',
+    'mix.epochs': 'mix.fraction, of the run,',
+    'optimizer.warmup_epochs': 'optimizer.warmup_fraction, of the run,',
+    'optimizer.drop_every': 'optimizer.drop_fractions or optimizer.drop_epochs, with optimizer.schedule=step,',
+    'on_nan': 'nan.action',
+    'nan_factor': 'nan.factor',
+    'nan_rollbacks': 'nan.rollbacks',
+}
 NEEDS_TEACHER = ('jointrd', 'feature_kd', 'logit_kd', 'resnet_kd')
 
 
@@ -74,7 +82,27 @@ def are_taps(v: tuple) -> bool:
 
 
 def are_drops(v: tuple) -> bool:
-    return len(v) <= MAX_DROPS and all(type(n) in (int, float) and 0 < n <= MAX_INT for n in v)
+    return len(v) <= MAX_DROPS and all(type(n) is int and 0 < n <= MAX_INT for n in v)
+
+
+def channel_numbers(text: str) -> tuple[float, ...]:
+    """The one or three numbers in '0.5' or '0.485,0.456,0.406'; () for any other text."""
+    try:
+        numbers = tuple(float(part) for part in text.split(','))
+    except ValueError:
+        return ()
+    return numbers if len(numbers) in (1, 3) else ()
+
+
+def per_channel(low: float, high: float) -> tuple[str, Callable]:
+    accepts = f'auto | imagenet | measured | one number from {low} to {high}, or three, comma-separated'
+    return (
+        accepts,
+        lambda v: (
+            v in ('auto', 'imagenet', 'measured')
+            or (channel_numbers(v) != () and all(low <= n <= high for n in channel_numbers(v)))
+        ),
+    )
 
 
 def is_fold(v: str) -> bool:
@@ -82,7 +110,11 @@ def is_fold(v: str) -> bool:
     return not v or bool(found and 1 <= int(found[1]) <= int(found[2]) and 2 <= int(found[2]) <= 100)
 
 
-EPOCHS = ('0 to epochs; below 1: a fraction of them', lambda v: math.isfinite(v) and v >= 0)
+def are_drop_fractions(v: tuple) -> bool:
+    return len(v) <= MAX_DROPS and all(type(n) in (int, float) and 0 < n < 1 for n in v)
+
+
+FRACTION = ('0 to 1', lambda v: 0 <= v <= 1)
 
 FIELDS: dict[str, Field] = {
     'procedure': Field('jointrd', *one_of(*PROCEDURES), 'what to train, and how (README has the table)'),
@@ -103,7 +135,7 @@ FIELDS: dict[str, Field] = {
     ),
     'remat': Field(False, *YES_NO, 'compute blocks anew in the backward pass: less memory, more time'),
     'label_smoothing': Field(0.0, *between(0, 0.999), 'share of the target spread over all classes'),
-    'restore': Field('', *ANY_TEXT, 'run directory whose student gives the initial weights'),
+    'restore': Field('', *ANY_TEXT, 'run directory, or weight file, that gives the initial weights'),
     'restore_head': Field('keep', *one_of('keep', 'new'), 'new: restore everything except the classifier'),
     'model.depth': Field(
         34, *one_of(*STAGE_SIZES),
@@ -114,7 +146,10 @@ FIELDS: dict[str, Field] = {
         'auto', *one_of('auto', 'basic', 'bottleneck'), 'auto: bottleneck for depth 50, 101 and 152, else basic'
     ),
     'model.width': Field(64, *at_least(1, MAX_CHANNELS), 'channels of the first stage; doubles with each stage'),
-    'model.stem': Field('cifar', *one_of(*STEMS), 'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool'),
+    'model.stem': Field(
+        'cifar', *one_of(*STEMS),
+        'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool; pool_first: that with its pool in front, less memory'
+    ),
     'model.shortcuts': Field(
         'none',
         f'{" | ".join(SHORTCUTS)}, or one per block, comma-separated',
@@ -140,7 +175,7 @@ FIELDS: dict[str, Field] = {
     'model.slope': Field(
         0.0, *between(0, 1), 'of leaky, and at the start of prelu and annealed; 0: the one of tailored'
     ),
-    'model.anneal_epochs': Field(0.75, *EPOCHS, 'annealed: until when the slope falls (a cosine)'),
+    'model.anneal_fraction': Field(0.75, *FRACTION, 'annealed: share of the run in which the slope falls (a cosine)'),
     'model.init': Field(
         'random', *one_of('random', 'teacher'),
         "teacher: the student starts with its frozen teacher's weights, where names and shapes are the same",
@@ -156,8 +191,8 @@ FIELDS: dict[str, Field] = {
     'mix.tap_sets': Field(
         1, *between(1, 16), 'sets of num_taps taps, shifted against each other; every step draws one of them'
     ),
-    'mix.eta': Field(0.5, *between(0, 1), 'weight of the mixed paths after mix.epochs'),
-    'mix.epochs': Field(0.3, *EPOCHS, 'length of the cosine from 1 to eta'),
+    'mix.eta': Field(0.5, *between(0, 1), 'weight of the mixed paths after mix.fraction of the run'),
+    'mix.fraction': Field(0.3, *FRACTION, 'share of the run in which their weight falls from 1 to eta (a cosine)'),
     'mix.mean_of_paths': Field(
         False, *YES_NO, 'the weight of the mixed paths is shared among them, whatever their number'
     ),
@@ -166,16 +201,17 @@ FIELDS: dict[str, Field] = {
     'distill.alpha': Field(0.9, *between(0, 1), 'share of the KL term in logit_kd and resnet_kd'),
     'distill.temperature': Field(4.0, *POSITIVE, 'T of the KL term'),
     'optimizer.learning_rate': Field(0.1, *POSITIVE, 'peak learning rate'),
-    'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'every', 'constant'), 'how it falls'),
-    'optimizer.warmup_epochs': Field(0.0, *EPOCHS, 'linear warm-up from 0, before the schedule'),
-    'optimizer.drop_epochs': Field(
-        (0.5, 0.75), 'ascending; each as mix.epochs', are_drops,
-        'step: when the rate is multiplied by drop_factor',
+    'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'constant'), 'how it falls'),
+    'optimizer.warmup_fraction': Field(0.0, *FRACTION, 'share of the run of linear warm-up from 0 before it'),
+    'optimizer.drop_fractions': Field(
+        (0.5, 0.75), 'ascending numbers between 0 and 1', are_drop_fractions,
+        'step: after which fractions of the run the rate is multiplied by drop_factor',
     ),
-    'optimizer.drop_every': Field(0.25, *POSITIVE, 'every: epochs (or fraction) between drops'),
-    'optimizer.drop_factor': Field(0.1, *between(0, 1), 'step and every: the factor of a drop'),
+    'optimizer.drop_epochs': Field(
+        (), 'ascending whole numbers', are_drops, 'step: after which epochs instead; (): see drop_fractions'
+    ),
+    'optimizer.drop_factor': Field(0.1, *between(0, 1), 'step: the factor of a drop'),
     'optimizer.momentum': Field(0.9, *between(0, 0.9999), 'of SGD'),
-    'optimizer.nesterov': Field(True, *YES_NO, "Nesterov's form of momentum"),
     'optimizer.weight_decay': Field(
         5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha and beta and PReLU's slopes"
     ),
@@ -188,12 +224,35 @@ FIELDS: dict[str, Field] = {
         'digits', *ANY_TEXT, 'digits; folder; or a TFDS image-classification dataset: NAME, NAME/CONFIG, NAME:VERSION'
     ),
     'dataset.data_dir': Field('', *ANY_TEXT, "the folder; or where TFDS datasets are ('': TFDS's default)"),
-    'dataset.train_split': Field('', *ANY_TEXT, "of a TFDS dataset, slices such as train[:90%] too; '': train"),
-    'dataset.eval_split': Field('', *ANY_TEXT, "the same for evaluation; '': test, or validation without a test"),
+    'dataset.train_split': Field(
+        '', *ANY_TEXT, "of a TFDS dataset, slices such as train[:90%] too, or a folder's sub-folder; '': train"
+    ),
+    'dataset.eval_split': Field(
+        '', *ANY_TEXT, "the same for evaluation; '': TFDS: test, or else validation; folder: val, or else test"
+    ),
+    'dataset.classes': Field(
+        'equal', *one_of('equal', 'train'),
+        'of a folder: both sides must have the same; train: those with training images, evaluated on what there is',
+    ),
     'dataset.in_memory': Field(
-        'auto', *one_of('auto', 'always', 'never'), 'keep a TFDS set on the device; auto: if of one size, up to 1 GiB'
+        'auto', *one_of('auto', 'always', 'never'),
+        'keep the images on the device; auto: if of one size, at most 128 pixels a side, and up to 1 GiB',
+    ),
+    'dataset.grey': Field(
+        'auto', *one_of('auto', 'always', 'never'),
+        'one channel; auto: in memory where all images are grey, streamed never',
+    ),
+    'dataset.mean': Field(
+        'auto', *per_channel(-1, 1),
+        "subtracted from pixels of 0..1; auto: the authors' for CIFAR, else measured (streamed: imagenet)",
+    ),
+    'dataset.std': Field(
+        'auto', *per_channel(0.001, 10), 'then divided by; measured: on the training images, at most 10,000 if streamed'
     ),
     'dataset.image_size': Field(224, *at_least(1, MAX_SIDE), 'side of the crops of streamed (not in-memory) images'),
+    'dataset.crop_scale': Field(
+        0.08, *between(0.01, 1), 'streamed images: least share of the area that a random crop takes in training'
+    ),
     'dataset.resize': Field(256, *at_least(1, MAX_SIDE), 'streamed images: shorter side before the centre crop'),
     'dataset.workers': Field(
         -1, *at_least(-1, 1024), 'input processes per host; -1: one per core, at most 32; 0: none'
@@ -202,7 +261,7 @@ FIELDS: dict[str, Field] = {
         'fail', *one_of('fail', 'skip'), 'fail: stop at an unreadable streamed image; skip: use another and count it'
     ),
     'dataset.eval_fraction': Field(
-        0.1, *between(0, 0.999), 'folder without train/ and val/: share of each class that is evaluated on'
+        0.1, *between(0, 0.999), 'folder without images to evaluate on: share of each class that is held out for it'
     ),
     'dataset.fold': Field(
         '', "k/n with 1 <= k <= n, n from 2 to 100, or ''", is_fold,
@@ -215,6 +274,10 @@ FIELDS: dict[str, Field] = {
     'dataset.flip': Field(False, *YES_NO, 'mirror half of the training images'),
     'dataset.cutout': Field(0, *at_least(0, MAX_SIDE), 'side of the square cut out of each training image; 0: none'),
     'teacher.path': Field('', *ANY_TEXT, "finished resnet run, or weight file; '': trained first, in WORKDIR/teacher"),
+    'teacher.least_top1': Field(
+        -1.0, *between(-1, 100),
+        'percent that it must reach on the evaluation images before training starts; -1: clearly more than chance',
+    ),
     'teacher.which': Field('last', *one_of('last', 'best'), "which of that run's checkpoints"),
     'log.quiet': Field(False, *YES_NO, 'print nothing but the final table'),
     'log.gradients': Field(
@@ -222,16 +285,17 @@ FIELDS: dict[str, Field] = {
     ),
     'log.tensorboard': Field(0, *at_least(0), 'epochs between points written for TensorBoard; 0: no event files'),
     'log.histograms': Field(0, *at_least(0), 'epochs between histograms of all parameters, for the trackers; 0: none'),
-    'log.images': Field(16, *at_least(0), 'augmented training images shown to the trackers when the run begins'),
     'log.tracker': Field('', *one_of('', *TRACKERS), "also log to this service (extra of its name); '': none"),
     'checkpoint.every_steps': Field(0, *at_least(0), 'steps between checkpoints; 0: one per epoch'),
     'checkpoint.keep': Field(2, *at_least(1, 1000), 'how many of the newest are kept'),
     'checkpoint.accept_changes': Field(
         False, *YES_NO, 'continue although code, packages, devices or data changed, to another result'
     ),
-    'on_nan': Field('stop', *one_of('stop', 'rollback'), 'a loss is not finite: stop, or back to the last checkpoint'),
-    'nan_factor': Field(0.5, *between(0.001, 0.999), 'rollback: what it multiplies the learning rate by, each time'),
-    'nan_rollbacks': Field(3, *between(1, 100), 'rollback: how often, before the run stops after all'),
+    'nan.action': Field(
+        'stop', *one_of('stop', 'rollback'), 'when a loss is not finite: stop, or back to the last checkpoint'
+    ),
+    'nan.factor': Field(0.5, *between(0.001, 0.999), 'rollback: what it multiplies the learning rate by, each time'),
+    'nan.rollbacks': Field(3, *between(1, 100), 'rollback: how often, before the run stops after all'),
 }  # fmt: skip
 
 
@@ -277,11 +341,6 @@ def from_text(name: str, text: str) -> Any:
         return type(field.default)(text)
     except (KeyError, ValueError) as error:
         raise UserError(f'config.{name}={text!r} is not accepted; it must be: {field.accepts}') from error
-
-
-def in_epochs(value: float, epochs: int) -> float:
-    """A schedule length in epochs: values between 0 and 1 are that fraction of the run."""
-    return value * epochs if 0 < value < 1 else value
 
 
 def shown(value: Any) -> str:
@@ -369,27 +428,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
             accepted = False
         if not accepted:
             raise UserError(f'config.{name}={shown(value)} is not accepted; it must be: {field.accepts}')
-    for name in (
-        'mix.epochs',
-        'model.anneal_epochs',
-        'optimizer.warmup_epochs',
-        'optimizer.drop_every',
-        'optimizer.drop_epochs',
-    ):
-        for value in flat[name] if isinstance(flat[name], tuple) else (flat[name],):
-            if in_epochs(value, config.epochs) > config.epochs:
-                raise UserError(
-                    f'config.{name}={shown(flat[name])} reaches beyond the run: config.epochs={config.epochs}; '
-                    'give at most that many epochs, or a fraction below 1'
-                )
+    drops = config.optimizer.drop_epochs
+    if config.optimizer.schedule == 'step' and drops and max(drops) >= config.epochs:
+        raise UserError(
+            f'config.optimizer.drop_epochs={shown(drops)} reaches beyond the run: config.epochs={config.epochs}; '
+            'give epochs before its end, or config.optimizer.drop_fractions, which are of the run'
+        )
     check_size(config)
     check_block(config)
-    drops = config.epochs / in_epochs(config.optimizer.drop_every, config.epochs)
-    if config.optimizer.schedule == 'every' and drops > MAX_DROPS:
-        raise UserError(
-            f'config.optimizer.drop_every={config.optimizer.drop_every} would lower the rate {drops:.3g} times; '
-            f'give a length that does so at most {MAX_DROPS} times'
-        )
     if config.procedure == 'feature_kd' and not config.distill.weight:
         raise UserError('config.procedure=feature_kd needs config.distill.weight > 0 (about 1e-3 at 32x32 pixels)')
     if config.mix.taps and config.mix.num_taps:
@@ -404,7 +450,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             )
         if config.restore:
             raise UserError('config.model.init=teacher and config.restore exclude each other; set one of them')
-    for name in ('mix.taps', 'optimizer.drop_epochs'):
+    for name in ('mix.taps', 'optimizer.drop_epochs', 'optimizer.drop_fractions'):
         if list(flat[name]) != sorted(set(flat[name])):
             raise UserError(f'config.{name}={shown(flat[name])} must be ascending, without repetition')
 

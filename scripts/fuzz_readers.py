@@ -169,7 +169,7 @@ class Images:
     def __init__(self, directory: Path):
         pixels = np.random.default_rng(0).integers(0, 255, (24, 31, 3), np.uint8)
         self.good = []
-        for kind in ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP'):
+        for kind in images.FORMATS:
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, kind)
             self.good.append(file.getvalue())

@@ -56,12 +56,17 @@ def rows(roads: list[str]) -> tuple[str, ...]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A comparison as a Markdown table."""
+    """A comparison as a Markdown table: the ResNet, each road alone, each with JointRD."""
+
+    def place(name: str) -> tuple[int, str]:
+        procedure = name.partition('/')[0].partition('+')[0]
+        return config_lib.PROCEDURES.index(procedure), name
+
     lines = [
         "| | top-1, last epoch (%) | less its ResNet's, points [95 %] | of each seed |",
         '| --- | --- | --- | --- |',
     ]
-    for name, cell in result.items():
+    for name, cell in sorted(result.items(), key=lambda row: place(row[0])):
         seeds = ' '.join(f'{value:.2f}' for value in compare.by_seed(cell['runs'], 'last_top1').values())
         difference = compare.shown(cell['difference'])
         lines.append(f'| {name} | {compare.spread(cell, "last_top1")} | {difference} | {seeds} |')

@@ -78,7 +78,7 @@ for name, value in parts.items():
 summary = loop.run(config, workdir / 'jointrd')
 config.procedure = 'plain'
 alone = loop.run(config, workdir / 'plain')
-top1 = {'ResNet': summary['teacher_top1'], 'plain, alone': alone['last_top1'], 'JointRD': summary['last_top1']}
+top1 = {'ResNet': summary.teacher_top1, 'plain, alone': alone.last_top1, 'JointRD': summary.last_top1}
 print('top-1 in percent:', top1)
 
 # %% Use the result

@@ -13,6 +13,7 @@ os.environ['XLA_FLAGS'] = f'{QUICK_FLAGS} --xla_force_host_platform_device_count
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 jax.config.update('jax_disable_most_optimizations', True)
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['WANDB_MODE'] = 'offline'  # nobody is logged in here
 jax.config.update('jax_platforms', 'cpu')
 # One compilation cache for a whole run, also for the processes that tests start.
 os.environ.setdefault('JOINTRD_CACHE_DIR', tempfile.mkdtemp(prefix='jointrd-test-cache-'))
@@ -33,7 +34,7 @@ def watched_run(tmp_path_factory):
     from jointrd_jax.train import loop
 
     path = tmp_path_factory.mktemp('watched') / 'jointrd'
-    shown = dict(log__gradients=1, log__tensorboard=1, log__histograms=2, log__images=4)
+    shown = dict(log__gradients=1, log__tensorboard=1, log__histograms=2)
     config = tiny_config(batch_size=128, eval_hybrids=True, **shown)
     loop.run(config, path, QuietReporter('watched'))
     return path

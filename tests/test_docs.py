@@ -4,7 +4,8 @@ The convention: commands stand in ```bash boxes (a line each, `\\` continues one
 repository, one after the other; those that train or measure become small by SHRINK. A title "takes half an hour" says
 how long a box takes, and it is run like one without; "needs hardware" says what a box needs, and it is not run.
 ```python boxes of the docs are run as they are, unless they need something.
-What .ci/run itself does (environment, installation, tests) is not done again here.
+What .ci/run itself does (environment, installation, tests) is not done again here: of README's two set-up commands the
+training is left.
 """
 
 import functools
@@ -75,6 +76,12 @@ def run(command, root):
     )
 
 
+def without_setup(command):
+    """The part of a command that .ci/run does not do, with the programs of the environment at hand; '' for none."""
+    parts = [part for part in command.split(' && ') if not DONE_BY_CI.search(part)]
+    return re.sub(r'\.venv\S*/bin/', '', ' && '.join(parts))
+
+
 def shrunk(command):
     return ' '.join([command, *(added for pattern, added in SHRINK.items() if re.search(pattern, command))])
 
@@ -88,7 +95,7 @@ def test_commands_run_as_printed(page, clone):
             (clone / 'box.py').write_text(text)
             steps = ['python box.py']
         else:
-            steps = [shrunk(command) for command in commands(text) if not DONE_BY_CI.search(command)]
+            steps = [shrunk(command) for command in map(without_setup, commands(text)) if command]
         for step in steps:
             done = run(step, clone) if step != 'python box.py' else run.__wrapped__(step, clone)
             assert done.returncode == 0, f'{page.name}: {step}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'

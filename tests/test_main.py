@@ -88,7 +88,7 @@ def test_compare(tmp_path):
 
 
 def test_compare_goes_on_after_a_loss_that_is_not_finite(tmp_path):
-    variants = 'diverges: optimizer.learning_rate=1e15 optimizer.warmup_epochs=0; fine:'
+    variants = 'diverges: optimizer.learning_rate=1e15 optimizer.warmup_fraction=0; fine:'
     args = ['--workdir', str(tmp_path), '--procedures', 'plain', '--variants', variants, '--report']
     done = command('compare', '--config', 'configs/digits.py', *args, *SHRINK)
     assert done.returncode == 0, done.stderr

@@ -4,15 +4,13 @@ import os
 import subprocess
 import sys
 
-from jointrd_jax.runs import run_directory
-from tests.support.configs import QUICK_FLAGS, ROOT
-
-sys.path.insert(0, str(ROOT / 'tests' / 'data'))
+from jointrd_jax.runs import summary as summary_lib
 from tests.support import real_data
+from tests.support.configs import QUICK_FLAGS, ROOT
 
 SHRINK = [
     '--config.epochs=1', '--config.model.stage_sizes=1,1', '--config.model.width=4', '--config.batch_size=4',
-    '--config.eval_batch_size=4', '--config.mix.epochs=1',
+    '--config.eval_batch_size=4', '--config.mix.fraction=1',
 ]  # fmt: skip
 
 
@@ -31,9 +29,7 @@ def test_cifar_teacher_then_student(tmp_path):
     real_data.cifar10(tmp_path)
     script('cifar_resnet', '34', 'cifar10', '3', data=tmp_path, out=tmp_path)
     script('cifar_jointrd', '34', '0.2', 'jointrd', '3', 'cifar10', data=tmp_path, out=tmp_path)
-    teacher, student = (
-        run_directory.read_summary(tmp_path / 'cifar10' / name) for name in ('resnet34-3', 'jointrd34-eta0.2-3')
-    )
+    teacher, student = (summary_lib.read(tmp_path / 'cifar10' / name) for name in ('resnet34-3', 'jointrd34-eta0.2-3'))
     assert teacher['procedure'] == 'resnet' and student['teacher'].endswith('resnet34-3') and student['seed'] == 3
 
 

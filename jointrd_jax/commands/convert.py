@@ -2,8 +2,9 @@
 
     jointrd convert IN --out OUT
 
-IN is a run directory or a torchvision-format ResNet (.safetensors, .pth); OUT ending in .safetensors is
-written under torchvision's names, any other OUT becomes a run directory: a teacher, or something to export.
+IN is a run directory or a torchvision-format ResNet (.safetensors, .pth, .pt, .bin, .ckpt, ...). OUT ending in
+.safetensors is written under torchvision's names, any other OUT becomes a run directory: a teacher, or something to
+export.
 """
 
 from absl import flags
@@ -16,6 +17,9 @@ POSITIONAL = ('IN',)
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string('out', None, 'A new directory, or a .safetensors file.', required=True, flag_values=values)
     options.which(values)
+    flags.DEFINE_bool(
+        'ema', False, 'Of a weight file, the moving average that it holds beside the weights.', flag_values=values
+    )
     flags.DEFINE_bool(
         'remove_shortcuts', False, 'Turn a ResNet exactly into a wider plain network (RMNet).', flag_values=values
     )
@@ -41,4 +45,5 @@ def main(given: flags.FlagValues, path: str) -> None:
         dataset=given.dataset,
         data_dir=given.data_dir,
         image_size=given.image_size,
+        ema=given.ema,
     )

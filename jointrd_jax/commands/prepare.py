@@ -29,7 +29,7 @@ def main(given: flags.FlagValues, name: str) -> None:
     from jointrd_jax.data import prepare
 
     default_directory = require('jointrd_jax.data.tfds', 'data' if given.convert_to else 'prepare').default_directory
-    logging.set_verbosity(logging.ERROR)  # TFDS narrates
+    logging.set_verbosity(logging.ERROR)  # TFDS logs every step
     data_dir = Path(given.data_dir or default_directory()).expanduser().absolute()
     if given.convert_to:
         directory = prepare.convert(name, data_dir, Path(given.convert_to).expanduser().absolute())

@@ -18,7 +18,11 @@ def define_flags(values: flags.FlagValues) -> None:
         'models', ['resnet18', 'resnet34', 'resnet50'], 'ResNets to compare with their students.', flag_values=values
     )
     flags.DEFINE_enum(
-        'stem', 'imagenet', STEMS, 'imagenet: 224 x 224 pixels, 1000 classes; cifar: 32 x 32, 10.', flag_values=values
+        'stem',
+        'imagenet',
+        STEMS,
+        'Of 224 x 224 pixels and 1000 classes; cifar: 32 x 32, 10.',
+        flag_values=values,
     )
     flags.DEFINE_string('out', None, 'A directory to make for report.md, report.json and pictures.', flag_values=values)
     flags.DEFINE_integer('rounds', 30, 'Pairs of timed runs.', lower_bound=2, flag_values=values)

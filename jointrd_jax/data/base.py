@@ -3,13 +3,13 @@
 import abc
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
 from jointrd_jax.data import augment
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -32,6 +32,8 @@ class Dataset(abc.ABC):
       std: the same; the network's input is (x / 255 - mean) / std.
       bad: the numbers of the bad images passed over so far on this host (dataset.on_bad_image=skip).
       device_arrays: arrays to keep on every device, given back to `preprocess`; {} when streaming.
+      resize: what the shorter side of an evaluation image is resized to, in pixels, before its centre is cut out;
+        None where images are taken as they are.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Dataset(abc.ABC):
     std: tuple[float, ...]
     bad: set[int]
     device_arrays: dict[str, np.ndarray]
+    resize: int | None = None
 
     @abc.abstractmethod
     def train_batches(self, start_step: int) -> Iterator[Batch]:
@@ -72,6 +75,11 @@ class Dataset(abc.ABC):
         padded = np.full(most + 1, -1, np.int32)
         padded[: len(self.bad)] = list(self.bad)
         return sorted({*multihost_utils.process_allgather(padded).ravel().tolist()} - {-1})
+
+    @property
+    def description(self) -> DataDescription:
+        """What a network that is trained on it must remember."""
+        return DataDescription(self.name, self.classes, self.image_shape, self.mean, self.std, self.resize)
 
     def close(self) -> None:
         """End worker processes, if any."""
@@ -162,14 +170,3 @@ class InMemory(Dataset):
         images = augment.crop_and_flip(images, crop_key, padding=settings.crop_padding, flip=settings.flip)
         normal = augment.normalise(images, self.mean, self.std)
         return augment.cutout(normal, cutout_key, settings.cutout), labels
-
-
-def as_config(dataset: Dataset) -> dict[str, Any]:
-    """What a trained network must remember of its data, as JSON values (stored with checkpoints)."""
-    return {
-        'dataset': dataset.name,
-        'classes': list(dataset.classes),
-        'image_shape': list(dataset.image_shape),
-        'mean': list(dataset.mean),
-        'std': list(dataset.std),
-    }

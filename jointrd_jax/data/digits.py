@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from jointrd_jax.data import normalisation
 from jointrd_jax.data.base import InMemory
 from jointrd_jax.data.folds import in_fold, name_with_fold
 
@@ -41,5 +42,7 @@ def load(config: ml_collections.ConfigDict) -> InMemory:
         test, train = np.flatnonzero(evaluated), np.flatnonzero(~evaluated)
     name = name_with_fold('digits', fold)
     classes = tuple(str(digit) for digit in range(10))
-    mean, std = (images[train].mean() / 255,), (images[train].std() / 255,)
+    mean, std = normalisation.mean_and_std(
+        config.dataset, 1, None, lambda: ((images[train].mean() / 255,), (images[train].std() / 255,))
+    )
     return InMemory(name, classes, (images[train], labels[train]), (images[test], labels[test]), mean, std, config)

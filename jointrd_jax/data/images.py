@@ -7,6 +7,7 @@ input workers.
 """
 
 import io
+import logging
 import math
 import warnings
 
@@ -36,8 +37,9 @@ TURN_BACK = {
     8: Image.Transpose.ROTATE_270,
 }
 
-# Pillow warns of odd metadata and then reads the image or raises.
+# Pillow warns of odd metadata, or logs it, and then reads the image or raises.
 warnings.filterwarnings('ignore', module=r'PIL\.')
+logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -74,7 +76,7 @@ class Encoded:
             self.image = open_with_pillow(data)
             self.width, self.height = self.image.size
             if self.image.format == 'TIFF':
-                orientation = self.image.getexif().get(ExifTags.Base.Orientation)
+                orientation = self.image.getexif().get(ExifTags.Base.Orientation, 1)  # 1: upright
                 self.turn_back = TURN_BACK.get(orientation)
                 if orientation in (5, 6, 7, 8):
                     self.width, self.height = self.height, self.width

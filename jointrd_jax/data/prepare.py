@@ -65,7 +65,7 @@ def check_reachable(urls: Iterable[str], downloads: Path) -> None:
 
 
 def announce(builder, data_dir: Path, file_format: str) -> None:
-    """Print what will be fetched and made; complain about missing manual files."""
+    """Print what will be fetched and made; raise UserError if files that must be downloaded by hand are missing."""
     manual = data_dir / 'downloads' / 'manual'
     sizes = {os.path.basename(url): info for url, info in (builder.url_infos or {}).items()}
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:

@@ -24,3 +24,13 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
         return digits.load(config)
     module = 'folder' if config.dataset.name == 'folder' else 'tfds'
     return require(f'jointrd_jax.data.{module}', 'data').load(config)
+
+
+def has_test_images(config: ml_collections.ConfigDict) -> bool:
+    """Whether the dataset has images to evaluate on of its own, so that none need be held out of the training images.
+
+    False only where `config.dataset.validation_size` holds some out of a folder that has none.
+    """
+    if config.dataset.name != 'folder' or not config.dataset.validation_size:
+        return True
+    return require('jointrd_jax.data.folder', 'data').has_test_images(config.dataset)

@@ -1,8 +1,7 @@
 """What the first bytes of a file say: how many bits an image's channels have, and what a file is that is no image."""
 
 import re
-
-from PIL import Image
+from typing import Any
 
 BITS_PER_SAMPLE = 258  # TIFF's tag
 # (what a file begins with, what it is), for what is met in place of images
@@ -27,8 +26,8 @@ def what_else(data: bytes) -> str:
     return next(known, 'not an image, or one cut off in its header')
 
 
-def bits_per_channel(image: Image.Image, data: bytes) -> int:
-    """The most bits that a channel of the file has, whatever mode Pillow opens it in."""
+def bits_per_channel(image: Any, data: bytes) -> int:
+    """The most bits that a channel of the file has, whatever mode Pillow opened `image` in."""
     if image.mode.startswith(('I', 'F')):  # grey of 16 bits or more, whole or floating-point numbers
         return 32 if image.mode in ('F', 'I') and image.format == 'TIFF' else 16
     if image.format in ('PNG', 'ICO') and (header := data.find(b'IHDR')) >= 0:

@@ -2,7 +2,7 @@
 
 import abc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +43,27 @@ class Source(abc.ABC):
         """Which file or record this is, for messages."""
 
 
+def read(
+    source: Source, i: int, prepare: Callable[[bytes], np.ndarray], skip_bad: bool
+) -> tuple[tuple[np.ndarray, int] | None, str | None]:
+    """((pixels, label), None) of image i as `prepare` makes them from its bytes, or (None, what is bad about it).
+
+    Raises:
+      UserError: it is bad and bad images are not to be skipped.
+    """
+    label = None
+    try:
+        data, label = source[i]
+        return (prepare(data), label), None
+    except (BadImage, MemoryError) as error:
+        of_class = '' if label is None else f' (class {source.classes[label]})'
+        reason = error if isinstance(error, BadImage) else 'there is too little memory to decode it'
+        message = f'{source.describe(i)}{of_class}: {reason}'
+        if not skip_bad:
+            raise UserError(f'{message}; repair it, or set dataset.on_bad_image=skip') from error
+        return None, message
+
+
 class Folder(Source):
     """The images of ROOT/CLASS/*; a label is the class's place in `classes`.
 
@@ -58,12 +79,15 @@ class Folder(Source):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def describe(self, i: int) -> str:
+    def path(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.paths[i]))
+
+    def describe(self, i: int) -> str:
+        return os.fsencode(self.path(i)).decode(errors='backslashreplace')  # a name may be of any bytes
 
     def __getitem__(self, i: int) -> tuple[bytes, int]:
         try:
-            with open(self.describe(i), 'rb') as file:
+            with open(self.path(i), 'rb') as file:
                 return file.read(), int(self.labels[i])
         except OSError as error:
             raise BadImage(f'cannot be read ({error.strerror})') from error

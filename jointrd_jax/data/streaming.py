@@ -3,10 +3,12 @@
 import abc
 import functools
 import logging
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grain
@@ -15,15 +17,16 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from jointrd_jax.data import augment, images
+from jointrd_jax.data import augment, images, normalisation
 from jointrd_jax.data.base import Batch, Dataset, held_out, host_share
-from jointrd_jax.data.sources import Source
+from jointrd_jax.data.sources import Source, read
 from jointrd_jax.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision and the authors
 CHUNK = 64  # images that a worker prepares at a time: bounds its memory, whatever the batch size
 MAX_WORKERS = 32
 MAX_BAD = 1000  # in one chunk
+MEASURED = 10_000  # training images that their mean and standard deviation are measured on, at most
+SHARED = '/dev/shm'  # where worker processes put what they made: 64 MB in a Docker container by default
 CHUNKS_AHEAD = 2  # kept ready by each worker
 
 Bad = list[tuple[int, str]]  # (number of the image, what is wrong with it)
@@ -41,15 +44,25 @@ class Chunks(abc.ABC):
       source: the images.
       indices: which of the source's images belong to the split.
       rows: this host's rows of the global batch.
+      shape: (H, W, C) of the crops.
       skip_bad: replace (training) or mask (evaluation) bad images rather than raise.
     """
 
     stop_file = ''  # where a file appears when nobody wants more chunks
     first = 0  # the number of the source's image 0 among all images of the dataset
 
-    def __init__(self, source: Source, indices: np.ndarray, *, batch_size: int, rows: slice, size: int, skip_bad: bool):
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        rows: slice,
+        shape: tuple[int, int, int],
+        skip_bad: bool,
+    ):
         self.source, self.indices, self.batch_size, self.rows = source, indices, batch_size, rows
-        self.size, self.skip_bad = size, skip_bad
+        self.shape, self.skip_bad = shape, skip_bad
         self.chunk = min(CHUNK, rows.stop - rows.start)
         self.per_step = -(-(rows.stop - rows.start) // self.chunk)
 
@@ -84,27 +97,20 @@ class Chunks(abc.ABC):
 
     def read(self, i: int, prepare: Callable[[bytes], np.ndarray], bad: Bad) -> tuple[np.ndarray, int] | None:
         """(pixels, label) of image i of the source, or None for a bad one, which is noted in `bad`."""
-        label = None
         if self.stop_file and os.path.exists(self.stop_file):  # between images, which may be slow
             raise UserError('stopped')
-        try:
-            data, label = self.source[i]
-            return prepare(data), label
-        except images.BadImage as error:
-            of_class = '' if label is None else f' (class {self.source.classes[label]})'
-            message = f'{self.source.describe(i)}{of_class}: {error}'
-            if not self.skip_bad:
-                raise UserError(f'{message}; repair it, or set dataset.on_bad_image=skip') from error
+        found, message = read(self.source, i, prepare, self.skip_bad)
+        if message:
             bad.append((self.first + i, message))
-            return None
+        return found
 
 
 class TrainChunks(Chunks):
     """Training images: every epoch another permutation, every position its own random crop and mirroring."""
 
-    def __init__(self, *args, seed: int, flip: bool, **kwargs):
+    def __init__(self, *args, seed: int, flip: bool, scale: float, **kwargs):
         super().__init__(*args, **kwargs)
-        self.seed, self.flip = seed, flip
+        self.seed, self.flip, self.scale = seed, flip, scale
         self.steps_per_epoch = len(self.indices) // self.batch_size
         self.epoch, self.order = -1, self.indices
 
@@ -119,12 +125,14 @@ class TrainChunks(Chunks):
 
     def make(self, n: int) -> dict:
         positions, bad = self.positions(n), []
-        pixels = np.empty((len(positions), self.size, self.size, 3), np.uint8)
+        pixels = np.empty((len(positions), *self.shape), np.uint8)
         labels, flips = np.empty(len(positions), np.int32), np.zeros(len(positions), bool)
         for row, position in enumerate(positions):
             rng = np.random.default_rng((self.seed, 1, position))
             flips[row] = self.flip and rng.random() < 0.5
-            crop = functools.partial(images.random_resized_crop, size=self.size, rng=rng)
+            crop = functools.partial(
+                images.random_resized_crop, size=self.shape[0], rng=rng, scale=self.scale, channels=self.shape[2]
+            )
             i = self.image_at(position)
             while (found := self.read(i, crop, bad)) is None:  # a bad image's place goes to another, drawn by position
                 if len(bad) > MAX_BAD:
@@ -143,9 +151,9 @@ class EvalChunks(Chunks):
 
     def make(self, n: int) -> dict:
         positions, bad = self.positions(n), []
-        pixels = np.zeros((len(positions), self.size, self.size, 3), np.uint8)
+        pixels = np.zeros((len(positions), *self.shape), np.uint8)
         labels, mask = np.zeros(len(positions), np.int32), np.zeros(len(positions), bool)
-        crop = functools.partial(images.centre_crop, size=self.size, resize=self.resize)
+        crop = functools.partial(images.centre_crop, size=self.shape[0], resize=self.resize, channels=self.shape[2])
         for row, position in enumerate(positions):
             if position >= len(self.indices):
                 continue
@@ -162,6 +170,19 @@ def start_worker(_index: int, _count: int) -> None:
     cv2.setNumThreads(0)
 
 
+def free_shared() -> int:
+    """Bytes that processes can still share."""
+    try:
+        return shutil.disk_usage(SHARED).free
+    except OSError:  # a system without it shares by other means
+        return 1 << 62
+
+
+def shared_memory(workers: int, each: int) -> int:
+    """How many of `workers` that share `each` bytes fit."""
+    return min(workers, free_shared() * 9 // 10 // each)
+
+
 class Streaming(Dataset):
     """A dataset read image by image; batches hold uint8 pixels, mirrored and normalised on the device.
 
@@ -174,7 +195,7 @@ class Streaming(Dataset):
 
     def __init__(self, name: str, train: Source, evaluation: Source | None, config: ml_collections.ConfigDict):
         settings = config.dataset
-        self.name, self.classes, self.mean, self.std, self.config = name, train.classes, MEAN, STD, config
+        self.name, self.classes, self.config, self.resize = name, train.classes, config, settings.resize
         self.train_source = self.eval_source = train
         if settings.validation_size:
             self.train_indices, self.eval_indices = held_out(len(train), settings.validation_size, name)
@@ -188,37 +209,75 @@ class Streaming(Dataset):
                 f'dataset.resize={settings.resize} is less than dataset.image_size={settings.image_size},'
                 ' the centre that is cut out of it'
             )
-        self.image_shape = (settings.image_size, settings.image_size, 3)
+        self.image_shape = (settings.image_size, settings.image_size, 1 if settings.grey == 'always' else 3)
         self.train_size, self.eval_size = len(self.train_indices), len(self.eval_indices)
         if self.train_size < config.batch_size:
             raise UserError(
                 f'batch_size={config.batch_size} is more than the {self.train_size} training images of {name}'
             )
         self.device_arrays, self.bad = {}, set()
+        self.num_workers = self.workers()
         self.running: list[Generator[Batch, None, None]] = []
         for chunks in (self.train_chunks(), self.eval_chunks()):  # a split without usable images fails now, not later
             chunks.check()
+        self.mean, self.std = normalisation.mean_and_std(
+            settings, self.image_shape[2], normalisation.IMAGENET, lambda: normalisation.measured(self.histograms())
+        )
+
+    def histograms(self) -> Iterator[np.ndarray]:
+        """Those of training images as they would be evaluated on, at most MEASURED, evenly spaced."""
+        settings, chunks = self.config.dataset, self.train_chunks()
+
+        def histogram(i: int) -> np.ndarray:
+            found = chunks.read(
+                i, lambda data: images.centre_crop(data, settings.image_size, settings.resize, self.image_shape[2]), []
+            )
+            return normalisation.histogram(found[0] if found else np.empty((0, self.image_shape[2]), np.uint8))
+
+        chosen = self.train_indices[:: -(-self.train_size // MEASURED)]
+        with ThreadPoolExecutor() as pool:  # the decoders let go of the interpreter's lock
+            yield from pool.map(histogram, chosen.tolist())
 
     def train_chunks(self) -> TrainChunks:
         config = self.config
         return TrainChunks(
             self.train_source, self.train_indices, batch_size=config.batch_size, rows=host_share(config.batch_size),
-            size=config.dataset.image_size, skip_bad=config.dataset.on_bad_image == 'skip',
-            seed=config.seed, flip=config.dataset.flip,
+            shape=self.image_shape, skip_bad=config.dataset.on_bad_image == 'skip',
+            seed=config.seed, flip=config.dataset.flip, scale=config.dataset.crop_scale,
         )  # fmt: skip
 
     def eval_chunks(self) -> EvalChunks:
         config = self.config
         return EvalChunks(
             self.eval_source, self.eval_indices, batch_size=config.eval_batch_size,
-            rows=host_share(config.eval_batch_size), size=config.dataset.image_size,
+            rows=host_share(config.eval_batch_size), shape=self.image_shape,
             skip_bad=config.dataset.on_bad_image == 'skip', resize=config.dataset.resize,
             first=len(self.train_source),
         )  # fmt: skip
 
     def workers(self) -> int:
+        """Input processes: as many as asked for, or fewer where they would not fit into /dev/shm.
+
+        Raises:
+          UserError: not even one does.
+        """
         workers = self.config.dataset.workers
-        return min(os.cpu_count() or 1, MAX_WORKERS) if workers < 0 else workers
+        workers = min(os.cpu_count() or 1, MAX_WORKERS) if workers < 0 else workers
+        chunk = min(CHUNK, max(self.config.batch_size, self.config.eval_batch_size))
+        # Also one being made and one being read; and evaluation has as many workers while training's wait.
+        each = 2 * (CHUNKS_AHEAD + 2) * chunk * math.prod(self.image_shape)
+        fit = shared_memory(workers, each)
+        if workers and not fit:
+            raise UserError(
+                f'{SHARED} has room for {free_shared() >> 20} MiB, and an input worker needs {(each >> 20) + 1}: give '
+                'the container more (docker run --shm-size=8g, or --ipc=host), or set dataset.workers=0'
+            )
+        if fit < workers:
+            logger.warning(
+                '%s has room for %d MiB: %d input workers instead of %d; docker run --shm-size=8g makes room for more',
+                SHARED, free_shared() >> 20, fit, workers,
+            )  # fmt: skip
+        return fit
 
     def run(self, chunks: Chunks, start_step: int, stop_step: int) -> Iterator[Batch]:
         """The batches of steps [start_step, stop_step); ends with `close`."""
@@ -231,7 +290,7 @@ class Streaming(Dataset):
         chunks.stop_file = os.path.join(tempfile.mkdtemp(prefix='jointrd-'), 'stop')
         numbers = grain.MapDataset.range(start_step * chunks.per_step, stop_step * chunks.per_step)
         dataset = numbers.map(chunks).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        if workers := self.workers():
+        if workers := self.num_workers:
             if not flags.FLAGS.is_parsed():  # Grain reads absl flags of its own; as a library we have parsed none
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
@@ -260,7 +319,8 @@ class Streaming(Dataset):
                 raise
             raise UserError(
                 f'an input worker of {self.name} died ({str(error).split(".")[0].lower()}); if memory ran out,'
-                f' lower dataset.workers (now {self.workers()})'
+                f' lower dataset.workers (now {self.num_workers});'
+                f' if {SHARED} did, docker run --shm-size=8g'
             ) from error
         if 'error' in chunk:
             raise UserError(chunk['error'])

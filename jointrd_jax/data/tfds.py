@@ -4,15 +4,15 @@ import difflib
 import fnmatch
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from jointrd_jax.data import images
-from jointrd_jax.data.base import Dataset, InMemory
+from jointrd_jax.data import in_memory
+from jointrd_jax.data.base import Dataset
 from jointrd_jax.data.sources import ArrayRecordFiles, Examples, Source
 from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.data.tfrecord import TFRecordFiles
@@ -21,7 +21,6 @@ from jointrd_jax.errors import UserError
 # NAME, NAME/CONFIG, with :VERSION or, as TFDS writes full names, /VERSION
 NAME = re.compile(r'(?P<name>\w+)(/(?!\d+\.\d+\.\d+$)(?P<config>[\w.+-]+))?([:/](?P<version>[\d.*]+))?')
 VERSION = re.compile(r'\d+\.\d+\.\d+')
-IN_MEMORY_BYTES = 2**30  # of pixels, up to which 'auto' keeps a dataset on the device
 # The JointRD authors' constants; other in-memory datasets use their own training images'.
 MEAN_STD = {
     'cifar10': ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
@@ -58,8 +57,8 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     evaluation = None if settings.validation_size else source('eval_split', settings.eval_split, eval_splits)
     name = info.full_name
     shape = info.features[image].shape
-    if keep_in_memory(settings.in_memory, shape, len(train) + (len(evaluation) if evaluation else 0), name):
-        return in_memory(name, train, evaluation, shape, MEAN_STD.get(info.name), config)
+    if in_memory.wanted(settings, shape[:2], len(train) + (len(evaluation) if evaluation else 0), name):
+        return in_memory.load(name, train, evaluation, shape, MEAN_STD.get(info.name), config)
     return Streaming(name, train, evaluation, config)
 
 
@@ -76,21 +75,51 @@ def find(spec: str, data_dir: str) -> Path:
     name, wanted_config, wanted = match['name'], match['config'], match['version'] or '*'
     root = Path(data_dir).expanduser() if data_dir else default_directory()
     prepared: dict[str, dict[str, Path]] = {}
-    for pattern in ('*/dataset_info.json', '*/*/dataset_info.json'):
-        for file in (root / name).glob(pattern):
-            *config, version = file.parent.relative_to(root / name).parts
-            if VERSION.fullmatch(version):
-                prepared.setdefault('/'.join(config), {})[version] = file.parent
+    for file in infos(root / name):
+        *config, version = file.parent.relative_to(root / name).parts
+        if VERSION.fullmatch(version):
+            prepared.setdefault('/'.join(config), {})[version] = file.parent
     if wanted_config is None and len(prepared) > 1:
         raise UserError(
             f'dataset.name={spec!r}: several configurations are prepared under {root / name};'
             f' choose one of {", ".join(f"{name}/{config}" for config in sorted(prepared))}'
         )
     versions = prepared.get(wanted_config, {}) if wanted_config else next(iter(prepared.values()), {})
+    if not versions and (misplaced := misplacement(root, name)):
+        raise UserError(f'dataset.name={spec!r}: {misplaced}')
     fitting = [version for version in versions if fnmatch.fnmatchcase(version, wanted)]
     if not fitting:
         raise not_prepared(spec, name, wanted, root, sorted(versions))
     return versions[max(fitting, key=lambda version: [int(part) for part in version.split('.')])]
+
+
+def misplacement(root: Path, name: str) -> str | None:
+    """What is wrong with dataset.data_dir=`root` where it holds no prepared `name`, if that can be seen."""
+    if not root.is_dir():
+        return f'dataset.data_dir={root} is not a directory'
+    above = [root, *root.absolute().parents[:3]]
+    for depth, directory in enumerate(above):  # root is NAME, NAME/VERSION, NAME/CONFIG or NAME/CONFIG/VERSION
+        if directory.name == name and depth < 3 and any(infos(directory)):
+            return (
+                f'dataset.data_dir={root} is too deep, it is {"" if not depth else "inside "}the directory of {name} '
+                f'itself; set dataset.data_dir={directory.parent}'
+            )
+    for directory in sorted((root / name).glob('*')) + sorted((root / name).glob('*/*')):
+        if VERSION.fullmatch(directory.name) and directory.is_dir():
+            return (
+                f'{directory} has no dataset_info.json, so it was copied in part or its preparation did not end; copy '
+                f'it whole or run: {prepare_command(name, root)}'
+            )
+    deeper = next((d for d in sorted(root.glob(f'*/{name}')) if any(infos(d))), None)
+    if deeper:
+        return f'it is not in {root} but in {deeper.parent}; set dataset.data_dir={deeper.parent}'
+    return None
+
+
+def infos(dataset: Path) -> Iterator[Path]:
+    """The metadata files of a dataset's prepared versions and configurations."""
+    for pattern in ('*/dataset_info.json', '*/*/dataset_info.json'):
+        yield from dataset.glob(pattern)
 
 
 def not_prepared(spec: str, name: str, wanted: str, root: Path, versions: list[str]) -> UserError:
@@ -125,7 +154,7 @@ def read_info(directory: Path) -> Any:
     import tensorflow_datasets as tfds
     from absl import logging
 
-    logging.set_verbosity(min(logging.get_verbosity(), logging.WARNING))  # TFDS narrates
+    logging.set_verbosity(min(logging.get_verbosity(), logging.WARNING))  # TFDS logs every step
     try:
         return tfds.builder_from_directory(directory).info
     except Exception as error:  # TFDS raises whatever its parsers do
@@ -187,50 +216,3 @@ def open_split(info: Any, split: str, directory: Path) -> ArrayRecordFiles | TFR
     if stored not in readers:
         raise UserError(f'{directory}: stored as {stored}; only {" and ".join(readers)} can be read')
     return readers[stored](parts)
-
-
-def keep_in_memory(choice: str, shape: tuple, count: int, name: str) -> bool:
-    """Whether a dataset goes on the device whole; 'auto': when its images have one size and fit."""
-    if choice == 'never':
-        return False
-    if None in shape:
-        if choice == 'always':
-            raise UserError(f'dataset.in_memory=always: the images of {name} have no common size')
-        return False
-    return choice == 'always' or count * int(np.prod(shape)) <= IN_MEMORY_BYTES
-
-
-def in_memory(
-    name: str, train: Source, evaluation: Source | None, shape: tuple, mean_std: tuple | None, config
-) -> InMemory:
-    """Decode everything once."""
-    train_images = decode_all(train, shape)
-    eval_images = decode_all(evaluation, shape) if evaluation else None
-    mean, std = mean_std or channel_statistics(train_images[0])
-    return InMemory(name, train.classes, train_images, eval_images, mean, std, config)
-
-
-def decode_all(source: Source, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 [N, H, W, C], labels [N]) of a whole split; the first bad record is a UserError."""
-    pixels, labels = np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32)
-
-    def decode(i: int) -> None:
-        try:
-            data, labels[i] = source[i]
-            pixels[i] = images.whole(data, shape)
-        except images.BadImage as error:
-            raise UserError(f'{source.describe(i)}: {error}; prepare the dataset again') from error
-
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(decode, range(len(source)), chunksize=256):
-            pass
-    return pixels, labels
-
-
-def channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, of pixels scaled to 0..1, without a float copy of them all."""
-    counts = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(pixels.shape[-1])]
-    values = np.arange(256) / 255
-    mean = [float(np.average(values, weights=count)) for count in counts]
-    std = [float(np.sqrt(np.average((values - m) ** 2, weights=count))) for m, count in zip(mean, counts)]
-    return tuple(mean), tuple(std)

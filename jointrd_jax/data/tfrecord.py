@@ -25,6 +25,7 @@ import numpy as np
 
 from jointrd_jax.data.images import BadImage
 from jointrd_jax.errors import UserError
+from jointrd_jax.system import files
 
 HEADER, FOOTER = 12, 4  # bytes around the data of a record
 INDEX_THREADS = 16  # shards scanned at once: the scan waits for the disk or the network, not for the CPU
@@ -76,8 +77,7 @@ def index(paths: Sequence[str]) -> list[np.ndarray]:
     stamps = np.array([stamp(path) for path in paths], np.int64).reshape(-1, 2)
     names = np.array([os.path.basename(path) for path in paths])
     beside = Path(paths[0]).parent / f'.index-{digest(names)}.npz'
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'jointrd_jax'
-    cache /= f'index-{digest(map(os.path.abspath, paths))}.npz'
+    cache = files.cache_directory() / f'index-{digest(map(os.path.abspath, paths))}.npz'
     for file in (beside, cache):
         if (found := load_index(file, names, stamps)) is not None:
             return found

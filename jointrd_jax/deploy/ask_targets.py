@@ -120,7 +120,7 @@ def run(wish: Wish, console: Console | None = None) -> list[Row]:
         files.write_json(wish.json, record)
     for candidate in found:
         if candidate.export:
-            beside(candidate, record['command'], rows)
+            beside(candidate, candidate.export, record['command'], rows)
     return rows
 
 
@@ -133,10 +133,9 @@ def command() -> str:
     )
 
 
-def beside(candidate: Candidate, asked: str, rows: Sequence[Row]) -> None:
-    """Write what targets said of an exported network, and of its baseline, beside it and into its model card."""
+def beside(candidate: Candidate, out: Path, asked: str, rows: Sequence[Row]) -> None:
+    """Write what targets said of an exported network, and of its baseline, into its directory `out` and model card."""
     own = [row for row in rows if row.network in (candidate.name, candidate.baseline)]
-    out = candidate.export
     held = {'command': asked, 'network': candidate.name, 'rows': [row.as_json() for row in own]}
     files.write_json(out / results.FILE, held)
     record = files.read_json(out / 'export.json')
@@ -201,7 +200,7 @@ def residual(wish: Wish) -> tuple[str, Graph]:
         path = files.read_json(Path(path) / 'export.json')['run']
     held = run_directory.load(path, wish.which)
     network = held.network.clone(shortcuts='all', hidden=(), reparam='none', activation='relu')
-    return Path(path).resolve().name, candidates_lib.folded(network, tuple(held.data['image_shape']))
+    return Path(path).resolve().name, candidates_lib.folded(network, held.data.image_shape)
 
 
 def advise(wish: Wish, budget: str | None, console: Console | None = None) -> advising.Advice:

@@ -124,7 +124,8 @@ def of_export(out: Path, name: str, work: Path, images: int, data_dir: str | Non
     with closing(export.open_dataset(run, options, data_dir)) as dataset:
         job = export.Job(run, options, dataset)
         held = work / f'{name}.npz'
-        np.savez(held, **test_images(job, images))
+        with held.open('wb') as file:
+            np.savez(file, allow_pickle=False, **test_images(job, images))
     scales = {k: v for k, v in artifacts.get('int8_tflite', {}).items() if k in ('int8_input', 'int8_output')}
     found = {kind: path for kind, (path, _) in paths.items()}
     return Candidate(name, job.graph, found, scales, held, export=out if kept else None)
@@ -134,13 +135,15 @@ def test_images(job: export.Job, count: int) -> dict[str, np.ndarray]:
     """The first `count` test images as the artifacts take them, their labels, and the logits that are right."""
     images, labels = [], []
     for batch in job.batches():
+        if batch.labels is None:
+            raise UserError(f'the test images of {job.run.path} have no labels')
         images.append(batch.images[batch.counts])
         labels.append(batch.labels[batch.counts])
-        if sum(map(len, images)) >= count:
+        if sum(len(part) for part in images) >= count:
             break
     held = np.concatenate(images)[:count]
     call = jax.jit(lambda x: apply(job.graph, x))
-    given = export.to_pixels(held, job.run.data) if job.options.pixels else held
+    given = job.run.data.to_pixels(held) if job.options.pixels else held
     logits = np.concatenate([np.asarray(call(part)) for part in np.array_split(given, -(-len(given) // 64))])
     return {'images': given, 'labels': np.concatenate(labels)[:count], 'logits': logits}
 

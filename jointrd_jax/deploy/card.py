@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from jointrd_jax.data.description import DataDescription
+
 FEED = {
     'onnx': """import onnxruntime
 session = onnxruntime.InferenceSession('{file}')
@@ -34,7 +36,7 @@ from jax import export
 call = export.deserialize(bytearray(Path('{file}').read_bytes())).call
 logits = call(images)""",
     'safetensors': """from jointrd_jax.runs import weights  # or any torchvision-style network: the names are its own
-network, variables, about = weights.load('{file}')
+network, variables, *_ = weights.load('{file}')
 logits = network.apply(variables, images).logits""",
 }
 FEED['int8'] = FEED['onnx']
@@ -56,14 +58,15 @@ def percent(value: float | None) -> str:
 
 def text(record: dict[str, Any]) -> str:
     """Markdown, from what `export.json` holds."""
-    about, height, width, channels = record['data'], *record['data']['image_shape']
+    about = DataDescription.from_json(record['data'], 'export.json')
+    height, width, channels = about.image_shape
     shortcut = 'without shortcuts' if 'add' not in record['operators'] else 'with shortcuts'
     operators = ', '.join(f'{count} {op}' for op, count in record['operators'].items())
-    classes = ', '.join(about['classes'][:20]) + (', ...' if len(about['classes']) > 20 else '')
+    classes = ', '.join(about.classes[:20]) + (', ...' if len(about.classes) > 20 else '')
     pixels = record['input'].startswith('pixels')
     fixed = record['batch'] == 'dynamic' and 'portable' in record['artifacts']
     ready = 'images = pixels.astype(np.float32)  # 0..255, the network normalises' if pixels else (
-        f'images = (pixels.astype(np.float32) / 255 - np.float32({about["mean"]})) / np.float32({about["std"]})'
+        f'images = {about.normalisation}'
     )  # fmt: skip
     rows = [
         f'| `{made["file"]}` | {made["bytes"]:,} | {made["runtime"]} | {percent(made["top1"])} |'
@@ -73,7 +76,7 @@ def text(record: dict[str, Any]) -> str:
     lines = [
         f'# {record["network"]}',
         '',
-        f'A convolutional network {shortcut}, trained on {about["dataset"]}. BatchNorm is folded into convolutions:',
+        f'A convolutional network {shortcut}, trained on {about.dataset}. BatchNorm is folded into convolutions:',
         f'{record["parameters"]:,} parameters, {record["macs"]:,} multiply-accumulates; {operators}.',
         f'From the {record["which"]} weights of the run `{Path(record["run"]).name}` (digest `{record["digest"][:16]}`)'
         + ('.' if record['finished'] else ', **which was not finished**: those of its newest checkpoint.'),
@@ -91,13 +94,13 @@ def text(record: dict[str, Any]) -> str:
         '',
         f'Images are {height} x {width}, {channels} channel{"s" if channels > 1 else ""}, NHWC'
         f' (NCHW for ONNX), float32, batch: {record["batch"]}. Logits come out, one for each of'
-        f' {len(about["classes"])} classes: {classes}.'
+        f' {len(about.classes)} classes: {classes}.'
         + (' Compilers want fixed shapes: `network.mlirbc` takes one image.' if fixed else ''),
         '',
     ]  # fmt: skip
     for name, artifact in record['artifacts'].items():
         prepare = ready if name != 'safetensors' else ready if not pixels else (
-            f'images = (pixels.astype(np.float32) / 255 - np.float32({about["mean"]})) / np.float32({about["std"]})'
+            f'images = {about.normalisation}'
         )  # fmt: skip
         lines += [f'`{artifact["file"]}`, from uint8 `pixels` [B, {height}, {width}, {channels}]:', '', '```python']
         lines += ['import numpy as np', prepare, feed(name, artifact), '```', '']

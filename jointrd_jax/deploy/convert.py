@@ -1,15 +1,18 @@
 """Weight files into runs, runs into weight files (`jointrd convert`)."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
 from jointrd_jax.config import default
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, STAGE_SIZES, Network, Variables, grouped_hidden
+from jointrd_jax.runs.summary import Summary
 
 # What torchvision's weights expect, which were trained on ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,8 +25,8 @@ class Source(NamedTuple):
     network: Network
     variables: Variables
     config: ml_collections.ConfigDict
-    data: dict[str, Any]
-    summary: dict[str, Any]
+    data: DataDescription
+    summary: Summary
 
 
 def config_of(network: Network, dataset: str, data_dir: str = '', side: int | None = None) -> ml_collections.ConfigDict:
@@ -43,7 +46,9 @@ def config_of(network: Network, dataset: str, data_dir: str = '', side: int | No
         model.stage_sizes = sizes
     model.width, model.stem, model.hidden = network.width, network.stem_kind, tuple(network.hidden)
     model.groups = network.groups
-    if network.bottleneck and network.hidden:  # a wide ResNet's or ResNeXt's, or wider where shortcuts were removed
+    if (
+        network.bottleneck and network.hidden and isinstance(network.groups, int)
+    ):  # a wide ResNet's or ResNeXt's, or wider where shortcuts were removed
         per_group = network.hidden[0] * 64 // (network.width * network.groups)
         if grouped_hidden(sizes, network.width, network.groups, per_group) == tuple(network.hidden):
             model.width_per_group, model.hidden = per_group, ()
@@ -52,7 +57,9 @@ def config_of(network: Network, dataset: str, data_dir: str = '', side: int | No
     return config
 
 
-def data_of(network: Network, channels: int, dataset: str | None, data_dir: str, side: int | None) -> tuple[str, dict]:
+def data_of(
+    network: Network, channels: int, dataset: str | None, data_dir: str, side: int | None
+) -> tuple[str, DataDescription]:
     """(config.dataset.name, what a run remembers of its data) for a weight file that says neither.
 
     Raises:
@@ -60,56 +67,58 @@ def data_of(network: Network, channels: int, dataset: str | None, data_dir: str,
     """
     if dataset:
         from jointrd_jax import data
-        from jointrd_jax.data.base import as_config
 
         config = config_of(network, dataset, data_dir, side)
         config.batch_size = 1  # only looked at: any number of images will do
         opened = data.load(config)
         opened.close()
-        about = as_config(opened)
         if len(opened.classes) != network.num_classes or opened.image_shape[-1] != channels:
             raise UserError(
                 f'the weights have {network.num_classes} classes and {channels} channels, '
                 f'{opened.name} has {len(opened.classes)} and {opened.image_shape[-1]}'
             )
-        return dataset, about
+        return dataset, opened.description
     name = 'imagenet2012' if network.num_classes == 1000 else 'unnamed'
-    side = side or (224 if network.stem_kind == 'imagenet' else 32)
-    return name, {
-        'dataset': name,
-        'classes': [str(i) for i in range(network.num_classes)],
-        'image_shape': [side, side, channels],
-        'mean': list(IMAGENET_MEAN) if channels == 3 else [0.0] * channels,
-        'std': list(IMAGENET_STD) if channels == 3 else [1.0] * channels,
-    }
+    side = side or (32 if network.stem_kind == 'cifar' else 224)
+    return name, DataDescription(
+        name,
+        classes=tuple(str(i) for i in range(network.num_classes)),
+        image_shape=(side, side, channels),
+        mean=IMAGENET_MEAN if channels == 3 else (0.0,) * channels,
+        std=IMAGENET_STD if channels == 3 else (1.0,) * channels,
+    )
 
 
-def open_source(path: Path, which: str, dataset: str | None, data_dir: str, side: int | None) -> Source:
+def open_source(
+    path: Path, which: str, dataset: str | None, data_dir: str, side: int | None, ema: bool = False
+) -> Source:
     """What `path` holds: a run, or a weight file."""
     from jointrd_jax.runs import run_directory, weights
     from jointrd_jax.system import files
 
     if path.is_dir():
+        if ema:
+            raise UserError(f'{path} is a run, which keeps no moving average; --ema is for weight files')
         run = run_directory.load(path, which)
         if run.summary is None:
             raise UserError(f'{path} is not a finished run; continue its training first')
         return Source(run.network, run.variables, run.config, run.data, run.summary)
-    network, variables, about = weights.load(path)
+    network, variables, about, taken = weights.load(path, ema=ema)
+    if taken:
+        print(f'{path}: {taken}')
     channels = variables['params']['stem']['conv']['kernel'].shape[2]
     name, named = data_of(network, channels, dataset, data_dir, side)
     if about is not None and not dataset:
-        name, named = str(about['dataset']).partition(':')[0], about
-    summary = {
-        'origin': str(path),
-        'origin_sha256': files.sha256(path),
-        'dataset': named['dataset'],
-        'epochs': 0,
-        'seed': 0,
-        'best_top1': None,
-        'last_top1': None,
-        'wall_seconds': 0.0,
-    }
-    return Source(network, variables, config_of(network, name, data_dir, side), named, summary)
+        name, named = about.dataset.partition(':')[0], about
+    config = config_of(network, name, data_dir, side)
+    summary = Summary(
+        procedure=config.procedure,
+        wall_seconds=0.0,
+        dataset=named.dataset,
+        origin=str(path),
+        origin_sha256=files.sha256(path),
+    )
+    return Source(network, variables, config, named, summary)
 
 
 def without_shortcuts(source: Source) -> Source:
@@ -121,7 +130,7 @@ def without_shortcuts(source: Source) -> Source:
     from jointrd_jax.deploy.remove_shortcuts import removed
 
     network, variables = removed(source.network, source.variables)
-    images = np.random.default_rng(0).normal(size=(8, *source.data['image_shape'])).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(8, *source.data.image_shape)).astype(np.float32)
     wanted = np.asarray(jax.jit(source.network.apply)(source.variables, images).logits)
     found = np.asarray(jax.jit(network.apply)(variables, images).logits)
     difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
@@ -130,7 +139,7 @@ def without_shortcuts(source: Source) -> Source:
         raise UserError(f'removal is not exact for these weights: the logits differ by {difference:.1e} relative')
     config = config_of(network, source.config.dataset.name)
     config.dataset = source.config.dataset
-    summary = {**source.summary, 'shortcuts_removed_from': source.summary.get('student_digest')}
+    summary = dataclasses.replace(source.summary, shortcuts_removed_from=source.summary.student_digest)
     return Source(network, variables, config, source.data, summary)
 
 
@@ -143,6 +152,7 @@ def convert(
     dataset: str | None = None,
     data_dir: str = '',
     image_size: int | None = None,
+    ema: bool = False,
 ) -> None:
     """Convert `path` into `out`; see the module's docstring.
 
@@ -156,12 +166,12 @@ def convert(
     with buckets.answering(out):
         if out.is_file() or (out.exists() and any(out.iterdir())):
             raise UserError(f'{out} exists already; choose another --out')
-    if out.suffix in weights.ENDINGS and out.suffix != '.safetensors':
+    if out.name.lower().endswith(weights.ENDINGS) and out.suffix != '.safetensors':
         raise UserError(f'{out}: weights are written as .safetensors only')
     with buckets.answering(path):
         if not path.exists():
             raise UserError(f'{path}: no such run or weight file')
-    source = open_source(path, which, dataset, data_dir, image_size)
+    source = open_source(path, which, dataset, data_dir, image_size, ema)
     if remove_shortcuts:
         source = without_shortcuts(source)
     if out.suffix == '.safetensors':
@@ -169,19 +179,19 @@ def convert(
         weights.save(out, source.network, source.variables, source.data)
     else:
         network = source.network
-        summary = {
-            **source.summary,
-            'procedure': source.config.procedure,
-            'model': weights.name_of(network),
-            'depth': network.depth,
-            'stage_sizes': list(network.stage_sizes),
-            'width': network.width,
-            'shortcuts': source.config.model.shortcuts,
-            'reparam': source.config.model.reparam,
-            'activation': source.config.model.activation,
-            'student_digest': run_directory.digest(source.variables),
-            'versions': provenance.versions(),
-        }
+        summary = dataclasses.replace(
+            source.summary,
+            procedure=source.config.procedure,
+            model=weights.name_of(network),
+            depth=network.depth,
+            stage_sizes=list(network.stage_sizes),
+            width=network.width,
+            shortcuts=source.config.model.shortcuts,
+            reparam=source.config.model.reparam,
+            activation=source.config.model.activation,
+            student_digest=run_directory.digest(source.variables),
+            versions=provenance.versions(),
+        )
         with files.atomic_directory(out, last=run_directory.SUMMARY) as directory:
             run_directory.save(directory, source.config, source.variables, source.data, summary)
     print(f'{weights.name_of(source.network)}: {path} -> {out}')

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from jointrd_jax import data
+from jointrd_jax.data.description import NORMALISATION
 from jointrd_jax.deploy import card, fold, onnx_graph, quantise, stablehlo, tflite
 from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.runner import Runner
 from jointrd_jax.errors import UserError, choice_error, require
-from jointrd_jax.runs import provenance, run_directory, weights
+from jointrd_jax.runs import predictions, provenance, run_directory, weights
 from jointrd_jax.system import buckets, files
 
 TOLERANCE = 1e-4  # largest difference of a float artifact's logits to the checkpoint's, relative
@@ -91,10 +92,8 @@ def check(options: Options, out: Path) -> None:
 
 def eval_batches(dataset: data.Dataset) -> Iterator[Batch]:
     """The evaluation split as the network sees it, in batches of one size."""
-    preprocess = jax.jit(lambda device_arrays, batch: dataset.preprocess(device_arrays, batch, None))
-    for batch in dataset.eval_batches():
-        images, labels = preprocess(dataset.device_arrays, batch)
-        yield Batch(np.asarray(images), np.asarray(labels), batch['mask'])
+    for images, labels, _, mask in predictions.of(dataset, None):
+        yield Batch(images, labels, mask)
 
 
 def random_batches(image_shape: tuple[int, ...], size: int) -> Iterator[Batch]:
@@ -115,11 +114,6 @@ def calibration_batches(dataset: data.Dataset, images: int, size: int) -> list[n
             break
     together = np.concatenate(found)
     return [together[i : i + size] for i in range(0, len(together) - size + 1, size)]
-
-
-def to_pixels(images: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """Normalised images back to 0..255."""
-    return np.round((images * np.float32(about['std']) + np.float32(about['mean'])) * 255).astype(np.float32)
 
 
 class Agreement:
@@ -148,7 +142,7 @@ class Job:
 
     def __init__(self, run: run_directory.Run, options: Options, dataset: data.Dataset | None):
         self.run, self.options, self.dataset = run, options, dataset
-        self.image_shape = tuple(run.data['image_shape'])
+        self.image_shape = run.data.image_shape
         self.batch_size = options.batch or run.config.eval_batch_size
         self.graph = self.deployed_graph()
 
@@ -156,7 +150,7 @@ class Job:
         graph = fold.fold(self.run.network, self.run.variables, self.image_shape)
         if not self.options.pixels:
             return graph
-        normalisation = self.run.data['mean'], self.run.data['std']
+        normalisation = self.run.data.mean, self.run.data.std
         try:
             return fold.fold_normalisation(graph, *normalisation)
         except UserError:
@@ -171,12 +165,14 @@ class Job:
         return {
             'run': self.run.path.resolve().name,
             'digest': run_directory.digest(self.run.variables),
-            'dataset': about['dataset'],
-            'classes': about['classes'],
+            'dataset': about.dataset,
+            'classes': list(about.classes),
             'input_size': list(self.image_shape[:2]),
-            'input': 'pixels 0..255' if self.options.pixels else '(pixel / 255 - mean) / std',
-            'mean': about['mean'],
-            'std': about['std'],
+            'input': 'pixels 0..255' if self.options.pixels else NORMALISATION,
+            'mean': list(about.mean),
+            'std': list(about.std),
+            'resize': about.resize,
+            'batch': self.options.batch or 'dynamic',
             'top1': 'unmeasured' if top1 is None else top1,
         }
 
@@ -219,7 +215,7 @@ class Job:
             batches = calibration_batches(self.dataset, self.options.calibration, size)
         else:
             batches = [batch.images for batch in random_batches(self.image_shape, size)]
-        return [to_pixels(images, self.run.data) if self.options.pixels else images for images in batches]
+        return [self.run.data.to_pixels(images) if self.options.pixels else images for images in batches]
 
     def checkpoint_top1(self) -> tuple[float | None, list[np.ndarray], int]:
         """The checkpoint's top-1 in percent, its logits batch by batch, and how many images there are."""
@@ -240,7 +236,7 @@ class Job:
             with Runner(path) as run:
                 for batch, wanted in zip(self.batches(), logits, strict=True):
                     pixels = self.options.pixels and name != 'safetensors'
-                    found.add(batch, run(to_pixels(batch.images, self.run.data) if pixels else batch.images), wanted)
+                    found.add(batch, run(self.run.data.to_pixels(batch.images) if pixels else batch.images), wanted)
         except RuntimeError as error:
             raise UserError(f'{path.name} does not run in {RUNTIMES[name]}: {error}; nothing was exported') from error
         if name not in INT8 and not found.difference <= TOLERANCE:
@@ -311,8 +307,8 @@ def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any
         'macs': job.graph.macs(),
         'batch': options.batch or 'dynamic',
         'input': job.metadata(top1)['input'],
-        'data': run.data,
-        'verified_on': f'{images} {"test images of " + run.data["dataset"] if job.dataset else "random images"}',
+        'data': run.data.to_json(),
+        'verified_on': f'{images} {"test images of " + run.data.dataset if job.dataset else "random images"}',
         'checkpoint_top1': top1,
         'artifacts': artifacts,
         'versions': provenance.versions(),
@@ -323,16 +319,17 @@ def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any
 
 
 def open_dataset(run: run_directory.Run, options: Options, data_dir: str | None) -> data.Dataset:
-    """The run's dataset with its test split, in batches of the size that the artifacts take."""
+    """The run's dataset with its test split (else what was held out), in batches of the size that artifacts take."""
     config = run.config.copy_and_resolve_references()
-    config.dataset.validation_size = 0
     config.dataset.data_dir = data_dir or config.dataset.data_dir
+    if data.has_test_images(config):
+        config.dataset.validation_size = 0
     config.batch_size, config.eval_batch_size = 1, options.batch or config.eval_batch_size
     dataset = data.load(config)
-    if len(dataset.classes) != run.network.num_classes or tuple(dataset.image_shape) != tuple(run.data['image_shape']):
+    if len(dataset.classes) != run.network.num_classes or tuple(dataset.image_shape) != tuple(run.data.image_shape):
         dataset.close()
         raise UserError(
-            f'{run.path} has {run.network.num_classes} classes and images of {run.data["image_shape"]}, the dataset '
+            f'{run.path} has {run.network.num_classes} classes and images of {list(run.data.image_shape)}, the dataset '
             f'{dataset.name} {len(dataset.classes)} and {list(dataset.image_shape)}'
         )
     return dataset

@@ -86,12 +86,10 @@ def fold(network: Network, variables: Variables, image_shape: tuple[int, int, in
 
     kinds, slopes, groups = (network.per_block(c) for c in (network.activation, network.slope, network.groups))
 
-    imagenet = network.stem_kind == 'imagenet'
+    def pool(x: str, stem_kind: str = 'imagenet') -> str:
+        return emit('max_pool', x, output='maxpool', size=3, stride=2) if network.stem_kind == stem_kind else x
 
-    def pool(x: str) -> str:
-        return emit('max_pool', x, output='maxpool', size=3, stride=2) if imagenet else x
-
-    x = conv(INPUT, 'stem', 'conv', 'bn', 2 if imagenet else 1)
+    x = conv(pool(INPUT, 'pool_first'), 'stem', 'conv', 'bn', 1 if network.stem_kind == 'cifar' else 2)
     # What never falls commutes with the pool and goes first, beside its convolution; a PReLU's slope may be negative.
     x = activation(pool(x), 0, 1) if kinds[0] == 'prelu' else pool(activation(x, 0, 1))
     for block, (place, shortcut) in enumerate(zip(network.block_names, network.block_shortcuts())):
@@ -122,7 +120,7 @@ def fold_normalisation(graph: Graph, mean: Sequence[float], std: Sequence[float]
     Raises:
       UserError: where the result would differ; `normalisation_first` is the exact alternative.
     """
-    first = graph.nodes[0]
+    at, first = next((at, node) for at, node in enumerate(graph.nodes) if node.op == 'conv')
     offset, scale = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     if first.size > 1 and offset.any():
         raise UserError(
@@ -133,7 +131,7 @@ def fold_normalisation(graph: Graph, mean: Sequence[float], std: Sequence[float]
     bias = bias - (kernel * (offset / scale)[:, None]).sum((0, 1, 2))
     kernel = kernel / (255 * scale)[:, None]
     folded = replace(first, kernel=kernel.astype(np.float32), bias=bias.astype(np.float32))
-    return replace(graph, nodes=(folded, *graph.nodes[1:]))
+    return replace(graph, nodes=(*graph.nodes[:at], folded, *graph.nodes[at + 1 :]))
 
 
 def normalisation_first(graph: Graph, mean: Sequence[float], std: Sequence[float]) -> Graph:

@@ -37,6 +37,13 @@ class Node:
             raise TypeError(f'{self.output} ({self.op}) has no weights')
         return self.kernel, self.bias
 
+    @property
+    def slopes(self) -> np.ndarray:
+        """`slope` of a leaky_relu or prelu node; TypeError for others."""
+        if self.slope is None:
+            raise TypeError(f'{self.output} ({self.op}) has no slope')
+        return self.slope
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:

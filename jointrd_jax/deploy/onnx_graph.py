@@ -52,9 +52,9 @@ def model(graph: Graph, metadata: dict[str, Any], batch: int | None = None, opse
         elif node.op == 'max_pool':
             emit(operator, inputs, node.output, ceil_mode=0, storage_order=0, **window(node))
         elif node.op == 'leaky_relu':
-            emit(operator, inputs, node.output, alpha=float(node.slope))
+            emit(operator, inputs, node.output, alpha=float(node.slopes))
         elif node.op == 'prelu':
-            inputs += [weight(f'{node.output}.slope', node.slope.reshape(-1, 1, 1))]
+            inputs += [weight(f'{node.output}.slope', node.slopes.reshape(-1, 1, 1))]
             emit(operator, inputs, node.output)
         elif node.op == 'dense':
             emit('Flatten', inputs, 'flatten', axis=1)

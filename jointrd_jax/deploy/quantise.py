@@ -79,7 +79,7 @@ def tflite_model(float_model: bytes, batches: Sequence[np.ndarray], metadata: di
         ranges = calibrator.Calibrator(float_model, qsv_update_func=qsv_utils.min_max_update)
         ranges.calibrate({signature: [{tensors['inputs'][0]: images} for images in batches]}, rules)
         made = quantizer.Quantizer(float_model, recipe.static_wi8_ai8()).quantize(ranges.get_model_qsvs())
-    raw = bytes(made.quantized_model)
+    raw = bytes(made.quantized_model or b'')
     return tflite.packed(raw, {**(metadata or {}), **scales(raw)})
 
 

@@ -15,15 +15,8 @@ import numpy as np
 
 from jointrd_jax.deploy.fold import fold_conv
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.layers import BatchNorm
+from jointrd_jax.method.layers import BatchNorm, dirac_delta
 from jointrd_jax.method.networks import Network, Variables
-
-
-def identity_kernel(size: int, channels: int) -> np.ndarray:
-    """[size, size, channels, channels]: copies each channel."""
-    kernel = np.zeros((size, size, channels, channels))
-    kernel[size // 2, size // 2] = np.eye(channels)
-    return kernel
 
 
 def batch_norm(bias: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -54,7 +47,7 @@ def removed(network: Network, variables: Variables) -> tuple[Network, Variables]
         kernels, biases = [kernel for kernel, _ in folded], [bias for _, bias in folded]
         for i, kernel in enumerate(kernels[:-1]):
             size, inputs, outputs = kernel.shape[0], kernel.shape[2], kernel.shape[3]
-            copied = identity_kernel(size, reserved)
+            copied = dirac_delta((size, size, reserved, reserved))
             if i == 0:  # the copies read the block's input itself
                 kernels[i] = np.concatenate([kernel, copied], 3) if reserved else kernel
             else:
@@ -62,7 +55,7 @@ def removed(network: Network, variables: Variables) -> tuple[Network, Variables]
                 kernels[i][:, :, :inputs, :outputs], kernels[i][:, :, inputs:, outputs:] = kernel, copied
             biases[i] = np.concatenate([biases[i], np.zeros(reserved)])
         if kind == 'identity':
-            merged = identity_kernel(kernels[-1].shape[0], reserved)
+            merged = dirac_delta((*kernels[-1].shape[:2], reserved, reserved))
         elif kind == 'projection':
             projection, bias = fold_conv(variables, place, 'shortcut_conv', 'shortcut_bn')
             merged = np.zeros((*kernels[-1].shape[:2], *projection.shape[2:]))

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -51,21 +51,23 @@ def load_tflite(path: str) -> Function:
     def run(images: np.ndarray) -> np.ndarray:
         interpreter.resize_tensor_input(entry['index'], images.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(entry['index'], to_int8(images, *entry['quantization'], entry['dtype']))
+        interpreter.set_tensor(entry['index'], to_int8(images, entry))
         interpreter.invoke()
-        return from_int8(interpreter.get_tensor(result['index']), *result['quantization'])
+        return from_int8(interpreter.get_tensor(result['index']), result)
 
     return run
 
 
-def to_int8(images: np.ndarray, scale: float, zero_point: int, dtype: type) -> np.ndarray:
-    """Images as the network takes them: rounded to its scale if it takes int8, else as they are."""
-    if dtype != np.int8:
+def to_int8(images: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
+    """Images as the input described by `entry` takes them: rounded to its scale if it is int8, else as they are."""
+    scale, zero_point = entry['quantization']
+    if entry['dtype'] != np.int8:
         return images
     return np.clip(np.round(images / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
 
 
-def from_int8(logits: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+def from_int8(logits: np.ndarray, result: dict[str, Any]) -> np.ndarray:
+    scale, zero_point = result['quantization']
     return (logits.astype(np.float32) - zero_point) * np.float32(scale) if logits.dtype == np.int8 else logits
 
 
@@ -96,7 +98,7 @@ def load_safetensors(path: str) -> Function:
     from jointrd_jax.system import runtime
 
     runtime.configure()
-    network, variables, _ = weights.load(path)
+    network, variables, *_ = weights.load(path)
     apply = jax.jit(network.apply)
     return lambda images: np.asarray(apply(variables, images).logits)
 

@@ -22,7 +22,7 @@ from jointrd_jax.system import files
 
 RESNET, PLAIN, REMOVED = 'ResNet', 'plain', 'removed'
 FAMILIES = {RESNET: 'resnet', 'projection': 'projection', PLAIN: 'plain'}
-INPUTS = {'imagenet': ((224, 224, 3), 1000), 'cifar': ((32, 32, 3), 10)}
+INPUTS = {'imagenet': ((224, 224, 3), 1000), 'pool_first': ((224, 224, 3), 1000), 'cifar': ((32, 32, 3), 10)}
 MIB = 2**20
 # Li et al. 2020, of ResNet-50 against the plain network; what of ours each is to be held against.
 CLAIMED_SPEED = 1.4
@@ -43,8 +43,7 @@ def random_variables(network: Network, image_shape: tuple[int, int, int]) -> Var
             return np.full(leaf.shape, name in ('scale', 'var'), np.float32)
         return rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
 
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), np.float32))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, network.shapes(image_shape))
 
 
 def graphs(depth: int, stem: str, width: int) -> dict[str, Graph]:
@@ -124,6 +123,18 @@ def arena_bytes(graph: Graph, level: str) -> int:
     return max(used) - (used[0] - int(nodes[0]['mem_requested_in_use_delta']))
 
 
+def predictions() -> dict[str, tuple[str, int]]:
+    """{'vela u55-256-sram_only-size': (memory model, bytes per value)}: whose figures liveness should give."""
+    from jointrd_jax.deploy import bench
+
+    found: dict[str, tuple[str, int]] = {}
+    for target in bench.TARGETS:
+        for name, chosen in bench.module_of(target).CONFIGURATIONS.items():
+            if chosen.get('predicted'):
+                found[f'{target} {name}'] = chosen['predicted']
+    return found
+
+
 def measure(depth: int, stem: str, width: int, rounds: int, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Everything that is reported of one depth, by network."""
     made, found = graphs(depth, stem, width), {}
@@ -133,6 +144,7 @@ def measure(depth: int, stem: str, width: int, rounds: int, say: Callable[[str],
             'macs': graph.macs(),
             'operators': graph.operators(),
             'peak_bytes': {model: liveness.peak(graph, model) for model in liveness.MODELS},
+            'predicted_bytes': {target: liveness.peak(graph, *model) for target, model in predictions().items()},
             'sum_bytes': liveness.sum_of_maps(graph),
             'arena_bytes': {
                 'default': arena_bytes(graph, 'ORT_ENABLE_ALL'),
@@ -198,12 +210,31 @@ def markdown(report: dict[str, Any]) -> str:
               ' accumulating into the shortcut. Sum: all maps, none freed, and the share of it that shortcuts hold.'
               " Arena: ONNX Runtime's own, with its default and with its extended optimisations.", '']  # fmt: skip
     head = ['model', 'network', 'nothing', 'in place', 'accumulate', 'sum', 'shortcuts', 'arena', 'arena, extended']
-    lines += [*table(head, maps), '', "## The paper's claims, for ResNet-50", '']
+    lines += [*table(head, maps), '', '## Predicted for targets (KiB)', '', *predicted_table(report['models']), '']
+    lines += ["## The paper's claims, for ResNet-50", '']
     claims = [[*claim, report['claims'][claim[0]]] for claim in CLAIMS]
     lines += table(['claimed', 'held against', 'measured here'], claims)
 
     lines += ['', '![feature maps](memory.png)', '', '![latency](latency.png)', '']
     return '\n'.join(lines)
+
+
+def predicted_table(models: dict[str, Any]) -> list[str]:
+    """What liveness says that targets will report, those of one memory model together."""
+    together: dict[tuple[str, int], list[str]] = {}
+    for target, model in predictions().items():
+        together.setdefault(model, []).append(target)
+    names = {targets[0]: targets for targets in together.values()}
+    rows = [
+        [model, name, *(f'{one["predicted_bytes"][first] / 1024:.0f}' for first in names)]
+        for model, found in models.items()
+        for name, one in found.items()
+    ]
+    heads = [f'{model}, {size} byte{"s" * (size > 1)}' for model, size in together]
+    said = '; '.join(f'{head}: {", ".join(dict.fromkeys(t.split()[0] for t in targets))}'
+                     for head, targets in zip(heads, together.values()))  # fmt: skip
+    return [f'By liveness ({said}); `jointrd targets` shows them beside the own figures of the tools.', '',
+            *table(['model', 'network', *heads], rows)]  # fmt: skip
 
 
 def held_against_claims(models: dict[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ of its native code becomes an error here. It is given bytecode of the lowered mo
 jax.export's serialisation.
 """
 
+import importlib
 import importlib.metadata
 import io
 import json
@@ -66,7 +67,7 @@ def max_pool(node: Node, x: jax.Array) -> jax.Array:
 
 def leaky(node: Node, x: jax.Array) -> jax.Array:
     """As a sum that the quantiser knows; `with_own_operators` makes one operator of it."""
-    slope = np.broadcast_to(node.slope, x.shape[-1:]).reshape(1, 1, 1, -1)
+    slope = jnp.broadcast_to(node.slopes, x.shape[-1:]).reshape(1, 1, 1, -1)
     return slope * x + (1 - slope) * jnp.maximum(x, 0)
 
 
@@ -100,6 +101,11 @@ def model(graph: Graph, batch: int | None = None, metadata: dict[str, Any] | Non
     return packed(converted(graph, batch), metadata or {})
 
 
+def flatbuffer_schema() -> Any:
+    """The module that reads and writes the format; its generated types are too narrow to be checked against."""
+    return importlib.import_module('ai_edge_litert.schema_py_generated')
+
+
 def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
     """The same model as every runtime reads it: buffers inside, TFLite's own operators, `metadata` (JSON values) added.
 
@@ -107,8 +113,8 @@ def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
     file, MNN converts it to one that cannot run, and TFLite-Micro computes rubbish without an error.
     """
     import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
 
+    schema = flatbuffer_schema()
     found = schema.ModelT.InitFromPackedBuf(raw, 0)
     for buffer in found.buffers:
         if buffer.offset > 1:  # 0 and 1 mean none
@@ -116,7 +122,7 @@ def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
             buffer.offset = buffer.size = 0
     with_own_operators(found)
     if metadata:
-        text = schema.BufferT()
+        text: Any = schema.BufferT()
         text.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
         entry = schema.MetadataT()
         entry.name, entry.buffer = METADATA, len(found.buffers)
@@ -130,11 +136,10 @@ def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
 def with_own_operators(found: Any) -> None:
     """Write what neither converter nor quantiser know, in place, as the operators that TFLite has for it.
 
-    Each slope * x + (1 - slope) * relu(x) becomes PRELU, and the zeros around a max-pool of its result, which could
-    be above all of the window, become a mirrored edge: every window holds the edge itself, so it changes no maximum.
+    Each slope * x + (1 - slope) * relu(x) becomes PRELU. The zeros around a max-pool, which could be above all of the
+    window unless a ReLU is in front, become a mirrored edge: every window holds the edge, so that changes no maximum.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
+    schema = flatbuffer_schema()
     operator, (graph,) = schema.BuiltinOperator, found.subgraphs
     makers = {output: op for op in graph.operators for output in op.outputs}
     readers = {tensor: op for op in graph.operators for tensor in op.inputs}
@@ -152,7 +157,7 @@ def with_own_operators(found: Any) -> None:
 
     gone: list[Any] = []
     for add in graph.operators:
-        parts = [makers.get(tensor) for tensor in add.inputs]
+        parts = [makers[tensor] for tensor in add.inputs if tensor in makers]
         if code(add) != operator.ADD or [code(part) for part in parts] != [operator.MUL] * 2:
             continue
         for scaled, rest in (parts, parts[::-1]):
@@ -165,18 +170,19 @@ def with_own_operators(found: Any) -> None:
                 gone += [scaled, rest, relu]
                 break
     for pad in graph.operators:
-        pools = code(readers.get(pad.outputs[0])) == operator.MAX_POOL_2D
-        if code(pad) == operator.PAD and pools and code(makers.get(pad.inputs[0])) == operator.PRELU:
-            options = schema.MirrorPadOptionsT()
-            options.mode = schema.MirrorPadMode.SYMMETRIC
-            becomes(pad, operator.MIRROR_PAD, list(pad.inputs), (schema.BuiltinOptions.MirrorPadOptions, options))
+        if code(pad) == operator.PAD and code(readers.get(pad.outputs[0])) == operator.MAX_POOL_2D:
+            maker = makers.get(pad.inputs[0])
+            fused = getattr(maker.builtinOptions, 'fusedActivationFunction', None) if maker else None
+            if code(maker) != operator.RELU and fused != schema.ActivationFunctionType.RELU:
+                options = schema.MirrorPadOptionsT()
+                options.mode = schema.MirrorPadMode.SYMMETRIC
+                becomes(pad, operator.MIRROR_PAD, list(pad.inputs), (schema.BuiltinOptions.MirrorPadOptions, options))
     graph.operators = [op for op in graph.operators if all(op is not other for other in gone)]
 
 
 def read_metadata(raw: bytes) -> dict[str, Any]:
     """What `packed` wrote into a model; nothing where there is none."""
-    from ai_edge_litert import schema_py_generated as schema
-
+    schema = flatbuffer_schema()
     found = schema.ModelT.InitFromPackedBuf(raw, 0)
     for entry in found.metadata or []:
         if entry.name.decode() == METADATA:
@@ -186,8 +192,7 @@ def read_metadata(raw: bytes) -> dict[str, Any]:
 
 def operators(raw: bytes) -> list[str]:
     """The names of a model's operators, in the order in which they run."""
-    from ai_edge_litert import schema_py_generated as schema
-
+    schema = flatbuffer_schema()
     found = schema.ModelT.InitFromPackedBuf(raw, 0)
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     return [names[found.operatorCodes[op.opcodeIndex].builtinCode] for op in found.subgraphs[0].operators]

@@ -1,11 +1,19 @@
 """What the method asks of a network, so that networks of your own can be trained by it (examples/own_network.py)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import jax
 
 Variables = dict[str, Any]
+T = TypeVar('T')
+
+
+def required(value: T | None, what: str) -> T:
+    """`value`, which is optional and must be there for the method at hand; a ValueError names what is missing."""
+    if value is None:
+        raise ValueError(f'this method needs {what}')
+    return value
 
 
 class Outputs(NamedTuple):

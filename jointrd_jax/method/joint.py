@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from jointrd_jax.method import losses
-from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables
+from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables, required
 
 STUDENT, TEACHER = 'student', 'teacher'
 CE, DISTILL, KL = KINDS = ('ce', 'distill', 'kl')  # of the loss terms, see `term_name`
@@ -134,10 +134,9 @@ def residual_paths(
     """
     residual = teacher.bind(variables)
     bounds = (*taps, residual.num_blocks)
-    h = None
-    for entering, start, stop in zip(tapped, bounds, bounds[1:]):
-        h = entering if h is None else jnp.concatenate([h, entering])
-        h = residual.run_blocks(h, start, stop)
+    h = residual.run_blocks(tapped[0], bounds[0], bounds[1])
+    for entering, start, stop in zip(tapped[1:], bounds[1:], bounds[2:]):
+        h = residual.run_blocks(jnp.concatenate([h, entering]), start, stop)
     return list(zip(jnp.split(residual.run_head(h), len(taps)), jnp.split(h, len(taps))))
 
 
@@ -167,25 +166,32 @@ def joint_loss(
         {'params': params[STUDENT], 'batch_stats': batch_stats[STUDENT]},
         images, train=True, taps=taps, mutable=['batch_stats'],
     )  # fmt: skip
-    mixed = residual_paths(networks.teacher, teacher.variables, student.taps, taps) if taps else []
+    mixed = []
+    if taps:
+        residual, view = required(networks.teacher, 'a teacher'), required(teacher, "the teacher's variables")
+        mixed = residual_paths(residual, view.variables, student.taps, taps)
     paths = dict(zip(method.paths, [*mixed, (student.logits, student.features)]))
     batch_stats = {**batch_stats, STUDENT: updates['batch_stats']}
 
     terms = {(CE, path): losses.cross_entropy(z, labels, method.label_smoothing) for path, (z, _) in paths.items()}
     if method.distill_weight:
-        connected, updates = networks.connectors.apply(
+        view = required(teacher, "the teacher's outputs")
+        target, margin = required(view.features, "the teacher's features"), required(view.margin, 'a margin')
+        connected, updates = required(networks.connectors, 'connectors').apply(
             {'params': params['connectors'], 'batch_stats': batch_stats['connectors']},
             {path: f for path, (_, f) in paths.items()}, mutable=['batch_stats'],
         )  # fmt: skip
         batch_stats['connectors'] = {**batch_stats['connectors'], **updates['batch_stats']}
         for path, f in connected.items():
-            terms[DISTILL, path] = losses.margin_distillation(f, teacher.features, teacher.margin)
+            terms[DISTILL, path] = losses.margin_distillation(f, target, margin)
     if method.kl_alpha:
-        terms[KL, STUDENT] = losses.hinton_kl(student.logits, teacher.logits, method.kl_temperature)
+        logits = required(required(teacher, "the teacher's outputs").logits, "the teacher's logits")
+        terms[KL, STUDENT] = losses.hinton_kl(student.logits, logits, method.kl_temperature)
 
     weights = {CE: 1 - method.kl_alpha, DISTILL: method.distill_weight, KL: method.kl_alpha}
     mix = mix / max(len(method.taps), 1) if method.mean_of_paths else mix
-    loss = sum(weights[kind] * (1 if path == STUDENT else mix) * value for (kind, path), value in terms.items())
+    parts = (weights[kind] * (1 if path == STUDENT else mix) * value for (kind, path), value in terms.items())
+    loss = jnp.asarray(sum(parts))
     if method.average_paths:
         loss /= method.num_paths
     return loss, ({LOSS: loss, **{term_name(*key): value for key, value in terms.items()}}, batch_stats)

@@ -56,7 +56,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> j
         return jnp.tensordot(x, convolution_matrix(kernel, height, width, stride), 3)
 
     def as_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        pad, numbers = [(kernel.shape[0] // 2,) * 2] * 2, ('NHWC', 'HWIO', 'NHWC')
+        half = kernel.shape[0] // 2
+        pad, numbers = [(half, half)] * 2, ('NHWC', 'HWIO', 'NHWC')
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), pad, dimension_numbers=numbers, feature_group_count=groups
         )

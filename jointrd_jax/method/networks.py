@@ -10,7 +10,7 @@ the ResNet equals torchvision's (v1.5: the stride sits in the 3x3 convolution).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,7 @@ from jointrd_jax.method.layers import (
 from jointrd_jax.system.runtime import jit_once
 
 SHORTCUTS = ('all', 'projection', 'none')
-STEMS = ('cifar', 'imagenet')
+STEMS = ('cifar', 'imagenet', 'pool_first')
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # the CIFAR family of He et al.: three stages, width 16
 STAGE_SIZES = {
     18: (2, 2, 2, 2),
@@ -96,8 +96,19 @@ class Block(nn.Module):
         return h if self.shortcut == 'none' else h + x
 
 
+def pool(x: jax.Array) -> jax.Array:
+    """The 3x3 stride 2 max-pool of an ImageNet stem."""
+    padding: Any = ((1, 1), (1, 1))  # flax's annotation knows only 'SAME' and 'VALID'
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+
+
 class Stem(nn.Module):
-    """CIFAR: 3x3 convolution. ImageNet: 7x7 stride 2 and a 3x3 stride 2 max-pool."""
+    """CIFAR: 3x3 convolution. ImageNet: 7x7 stride 2 and a 3x3 stride 2 max-pool.
+
+    pool_first, which is no published network's: the ImageNet stem with its pool before its convolution. It makes a
+    map of the same size without the four times larger one in between, which is the peak of ResNet-18's and -34's
+    feature maps; a convolution of stride 4 would too, but Ethos-U55 and -U65 stop at 3.
+    """
 
     channels: int
     kind: str
@@ -106,11 +117,13 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
+        size, stride = (3, 1) if self.kind == 'cifar' else (7, 2)
+        if self.kind == 'pool_first':
+            x = pool(x)
         x = Conv(self.channels, size, stride, dtype=self.dtype, name='conv')(x)
         x = BatchNorm(self.dtype, self.axis_name, name='bn')(x, train)
         if self.kind == 'imagenet':  # before the ReLU of the first block, with which it commutes
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = pool(x)
         return x
 
 
@@ -206,7 +219,8 @@ class Network(nn.Module):
                     raise choice_error(name, choice, choices)
         if self.stem_kind not in STEMS:
             raise choice_error('stem', self.stem_kind, STEMS)
-        self.block_shortcuts(), self.per_block(self.slope)
+        self.block_shortcuts()
+        self.per_block(self.slope)
         for groups, hidden in zip(self.per_block(self.groups), self.block_hidden()):
             if hidden % groups:
                 raise UserError(f'{hidden} channels inside a block do not divide into groups={groups}')
@@ -221,7 +235,7 @@ class Network(nn.Module):
             zip(*(self.per_block(getattr(self, name)) for name in ('reparam', 'activation', 'slope', 'groups')))
         )
         shortcuts, hidden = self.block_shortcuts(), self.block_hidden()
-        block_class = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 is `train`
+        block_class: Any = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 is `train`
         for block, (name, stage) in enumerate(zip(self.block_names, stages)):
             opens_stage = block in self.stage_ends
             module = block_class(
@@ -237,6 +251,12 @@ class Network(nn.Module):
             setattr(self, name, module)
         init = torch_linear_init(self.feature_channels)
         self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=init, bias_init=init)
+
+    if (
+        TYPE_CHECKING
+    ):  # as `StagedNetwork` has it: Flax's annotation adds a tuple that its callers would have to exclude
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def __call__(self, x: jax.Array, train: bool = False, taps: Sequence[int] = ()) -> Outputs:
         """Images [B, H, W, C] through the whole network, with the maps at the boundaries `taps` (ascending)."""
@@ -267,6 +287,10 @@ class Network(nn.Module):
         """Fresh {'params', 'batch_stats'} for images of `image_shape` [H, W, C]; `init` is for use inside a jit."""
         return jit_once(self.init)(key, jnp.zeros((1, *image_shape), jnp.float32))
 
+    def shapes(self, image_shape: Sequence[int]) -> Variables:
+        """`initialise` without computing anything: a jax.ShapeDtypeStruct for each array."""
+        return jax.eval_shape(self.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+
 
 class Connectors(nn.Module):
     """One 1x1 convolution + BatchNorm per path, from a path's last feature map to the teacher's space."""
@@ -290,10 +314,9 @@ def hybrid(student: Network, teacher: Network, block: int) -> Network:
     def choice(name: str) -> tuple:
         return student.per_block(getattr(student, name))[:block] + teacher.per_block(getattr(teacher, name))[block:]
 
-    return student.clone(
-        **{name: choice(name) for name in BLOCK_CHOICES},
-        hidden=student.block_hidden()[:block] + teacher.block_hidden()[block:],
-    )
+    choices: dict[str, Any] = {name: choice(name) for name in BLOCK_CHOICES}
+    hidden = student.block_hidden()[:block] + teacher.block_hidden()[block:]
+    return student.clone(**choices, hidden=hidden)
 
 
 def splice(network: Network, student: Variables, teacher: Variables, block: int) -> Variables:

@@ -11,9 +11,10 @@ import numpy as np
 
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
-from jointrd_jax.report import paired
-from jointrd_jax.runs import run_directory
+from jointrd_jax.report import paired, targets
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint_places import DIRECTORY as CHECKPOINTS
+from jointrd_jax.runs.summary import Summary, mean_and_spread
 from jointrd_jax.system import buckets, files
 
 # Fields that do not tell variants apart: where things are, how they are kept and shown, chance.
@@ -29,7 +30,7 @@ USED_BY = {
 }
 IN_NAME = ('model.reparam', 'model.activation')  # of a student: 'jointrd+dirac'
 # Fields of the student that a ResNet does not use.
-OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.anneal_epochs', 'model.hidden', 'model.init')
+OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.anneal_fraction', 'model.hidden', 'model.init')
 EXPORT = 'export.json'
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 
@@ -50,7 +51,7 @@ class Record(NamedTuple):
     path: Path
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
-    summary: dict[str, Any] | None
+    summary: Summary | None
     not_finite: dict[str, Any] | None = None
 
     @property
@@ -78,7 +79,7 @@ class Variant(NamedTuple):
         return [run for run in self.runs if run.summary]
 
     @property
-    def summaries(self) -> list[dict[str, Any]]:
+    def summaries(self) -> list[Summary]:
         """Of its finished runs."""
         return [run.summary for run in self.runs if run.summary]
 
@@ -103,12 +104,10 @@ class Variant(NamedTuple):
         """(mean, sample standard deviation) over the seeds of a number in the summaries (of folds: their mean)."""
         by_seed: dict[int, list[float]] = {}
         for run in self.runs:
-            if run.summary and run.summary.get(name) is not None:
-                by_seed.setdefault(run.seed, []).append(run.summary[name])
-        values = [statistics.fmean(folds) for folds in by_seed.values()]
-        if not values:
-            return None
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+            value = getattr(run.summary, name) if run.summary else None
+            if value is not None:
+                by_seed.setdefault(run.seed, []).append(value)
+        return mean_and_spread([statistics.fmean(folds) for folds in by_seed.values()])
 
 
 def to_resnet(variant: Variant, variants: list[Variant]) -> paired.Difference | None:
@@ -140,7 +139,7 @@ def read(path: Path) -> Record:
         path,
         config,
         run_directory.read_metrics(path / run_directory.METRICS),
-        run_directory.read_summary(path),
+        summary_lib.read(path),
         read_not_finite(path),
     )
 
@@ -204,7 +203,7 @@ def is_run(path: Path, named: bool) -> bool:
 def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, Any]]:
     """What each export at or below `paths` says of itself, its 'path', and the 'record' of its run (None: not here)."""
     by_path = {buckets.resolved(record.path): record for record in records}
-    by_digest = {record.summary.get('student_digest'): record for record in records if record.summary}
+    by_digest = {record.summary.student_digest: record for record in records if record.summary}
     found = {}
     for place in (place for path in paths for place in buckets.find(path, EXPORT)):
         try:
@@ -213,7 +212,8 @@ def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, 
             continue
         if is_export(about):
             record = by_path.get(buckets.resolved(buckets.place(about['run']))) or by_digest.get(about['digest'])
-            found[buckets.resolved(place)] = {**about, 'path': place.parent, 'record': record}
+            said = targets.read(place.parent)
+            found[buckets.resolved(place)] = {**about, 'path': place.parent, 'record': record, 'targets': said}
     return list(found.values())
 
 
@@ -297,7 +297,7 @@ def left_out(records: list[Record], variants: list[Variant]) -> list[tuple[Recor
             run for v in variants for run in v.runs
             if run.key == record.key and used(run.config) == used(record.config)
         )  # fmt: skip
-        digests = [(run.summary or {}).get('student_digest') for run in (record, shown)]
+        digests = [run.summary and run.summary.student_digest for run in (record, shown)]
         if record.summary and digests[0] != digests[1]:
             pairs.append((record, shown))
     return pairs

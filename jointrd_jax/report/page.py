@@ -98,11 +98,11 @@ def interval_rows(
 def row(variant: Variant, difference: Difference | None) -> dict[str, Any]:
     """A variant's line of the results table."""
     summaries = variant.summaries
-    first = summaries[0] if summaries else {}
+    first = summaries[0] if summaries else None
     return {
         'variant': variant,
-        'network': first.get('model', ''),
-        'shortcuts': first.get('shortcuts', variant.config['model.shortcuts']),
+        'network': first.model if first and first.model else '',
+        'shortcuts': first.shortcuts if first and first.shortcuts else variant.config['model.shortcuts'],
         'runs': len({run.seed for run in variant.finished}),
         'seeds': [(name_of(run), outcome(run)) for run in variant.runs],
         'difference': difference,
@@ -123,7 +123,7 @@ def name_of(run: collect.Record) -> str:
 def outcome(run: collect.Record) -> str:
     """A run's accuracy, or why it has none."""
     if run.summary:
-        top1 = run.summary.get('last_top1')
+        top1 = run.summary.last_top1
         return 'unmeasured' if top1 is None else f'{top1:.1f}'
     if run.not_finite:
         return f'{run.not_finite["term"]} not finite at step {run.not_finite["step"]}'
@@ -242,7 +242,7 @@ def path_curves(variants: list[Variant]) -> list[str]:
         names = variant.names('path', '_top1')
         if names:
             shown = [*names, 'top1', 'teacher_top1']
-            taps = (variant.summaries[0].get('taps') if variant.summaries else None) or ['?'] * len(names)
+            taps = (variant.summaries[0].taps if variant.summaries else None) or ['?'] * len(names)
             labels = [
                 f'{name.removesuffix("_top1")}: {tap} block{"" if tap == 1 else "s"} plain'
                 for name, tap in zip(names, taps)
@@ -342,8 +342,8 @@ def environments(variants: list[Variant]) -> list[tuple[str, str]]:
     found = {}
     for variant in variants:
         for summary in variant.summaries:
-            versions = ', '.join(f'{k} {v}' for k, v in summary.get('versions', {}).items())
-            found[summary.get('devices', 'unknown device'), versions] = None
+            versions = ', '.join(f'{k} {v}' for k, v in summary.versions.items())
+            found[summary.devices or 'unknown device', versions] = None
     return list(found)
 
 

@@ -4,13 +4,11 @@ import base64
 import io
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jointrd_jax import data
 from jointrd_jax.errors import require
-from jointrd_jax.runs import run_directory
-from jointrd_jax.train.trackers import to_pixels
+from jointrd_jax.runs import predictions, run_directory
 
 WORST = 5  # classes shown with examples
 EXAMPLES = 4  # images for each
@@ -71,18 +69,12 @@ def evaluate(path: Any, which: str = 'last') -> Confusion:
 def confusion(run: run_directory.Run, dataset: data.Dataset) -> Confusion:
     """Predict every evaluation image, keeping counts and the surest mistakes of each class."""
 
-    @jax.jit
-    def predict(variables, device_arrays, batch):
-        images, labels = dataset.preprocess(device_arrays, batch, None)
-        return images, labels, jax.nn.softmax(run.network.apply(variables, images).logits)
-
-    device_arrays, number = jax.device_put(dataset.device_arrays), len(dataset.classes)
+    number = len(dataset.classes)
     matrix = np.zeros((number, number), np.int64)
     mistakes: dict[int, list[tuple[float, int, np.ndarray]]] = {}
-    for batch in dataset.eval_batches():
-        images, labels, chances = map(np.asarray, predict(run.variables, device_arrays, batch))
+    for images, labels, logits, keep in predictions.of(dataset, run.network, run.variables):
+        chances = predictions.probabilities(logits)
         predicted = chances.argmax(1)
-        keep = batch['mask']
         np.add.at(matrix, (labels[keep], predicted[keep]), 1)
         for i in np.flatnonzero(keep & (predicted != labels)):
             kept = mistakes.setdefault(int(labels[i]), [])
@@ -115,7 +107,7 @@ def summarise(matrix: np.ndarray, mistakes: dict[int, list], dataset: data.Datas
 
 def example(mistake: tuple[float, int, np.ndarray], dataset: data.Dataset) -> Example:
     confidence, predicted, image = mistake
-    pixels = to_pixels(image, dataset.mean, dataset.std)
+    pixels = dataset.description.to_uint8(image)
     return Example(data_uri(pixels), dataset.classes[predicted], 100 * confidence)
 
 

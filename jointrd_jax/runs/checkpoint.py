@@ -1,4 +1,4 @@
-"""Orbax checkpoints that prove themselves: each is sealed with the SHA-256 of its files.
+"""Orbax checkpoints, each with a file of the SHA-256 digests of its other files (its seal).
 
 Layout: DIR/checkpoints/STEP/{student,best,trainer,meta}, one Orbax item each, and SHA256SUMS. On a disk a
 checkpoint is written beside its final name, sealed and renamed, so it appears at once or not at all; in a bucket,
@@ -72,7 +72,7 @@ class Checkpoints:
         scheduled: Callable[[int], bool] = lambda step: True,
         say: Callable[[str], None] = lambda message: None,
     ):
-        logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax narrates; errors reach us as exceptions
+        logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax logs every step; its errors are exceptions
         self.place = checkpoint_places.at(run)
         self.directory = self.place.directory
         self.alone = buckets.is_remote(self.directory)  # hosts share no disk: the first writes for all

@@ -25,7 +25,7 @@ STEP = re.compile(r'0|[1-9][0-9]{0,17}')
 def require_room(directory: Path, size: int) -> None:
     """Raises OSError if `directory` cannot be written to or its file system has less than `size` bytes left.
 
-    Asked before writing: when Orbax fails half-way, its other writes go on, leave files and complaints
+    Asked before writing: when Orbax fails half-way, its other writes go on, leave files and error messages
     behind, and hold up the end of the process for minutes.
     """
     tempfile.TemporaryDirectory(prefix=PROBE, dir=directory).cleanup()

@@ -7,7 +7,7 @@ import ml_collections
 import optax
 from jax.tree_util import DictKey, tree_map_with_path
 
-from jointrd_jax.config import TRAINS_RESNET, has_bottlenecks, in_epochs
+from jointrd_jax.config import TRAINS_RESNET, has_bottlenecks
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.joint import Method
 from jointrd_jax.method.layers import tailored_slope
@@ -55,10 +55,10 @@ def slope(config: ml_collections.ConfigDict, network: Network) -> float:
 
 
 def annealed_slope(config: ml_collections.ConfigDict, network: Network, steps_per_epoch: int) -> Callable | None:
-    """step -> the slope of 'annealed' activations: a cosine to 0 at model.anneal_epochs; None for other networks."""
-    if network.activation != 'annealed':
+    """step -> the slope of 'annealed' activations, falling to 0 over model.anneal_fraction; None for other networks."""
+    if network.activation != 'annealed' or isinstance(network.slope, tuple):
         return None
-    steps = round(in_epochs(config.model.anneal_epochs, config.epochs) * steps_per_epoch)
+    steps = round(config.model.anneal_fraction * config.epochs * steps_per_epoch)
     return optax.cosine_decay_schedule(network.slope, max(steps, 1))
 
 
@@ -104,21 +104,16 @@ def method(config: ml_collections.ConfigDict, network: Network) -> Method:
 
 def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Callable:
     """step -> learning rate: linear warm-up, then the schedule named by config.optimizer.schedule."""
-    settings, epochs = config.optimizer, config.epochs
-
-    def steps(length: float) -> int:
-        return round(in_epochs(length, epochs) * steps_per_epoch)
-
-    peak, total, warmup = settings.learning_rate, epochs * steps_per_epoch, steps(settings.warmup_epochs)
+    settings, total = config.optimizer, config.epochs * steps_per_epoch
+    peak, warmup = settings.learning_rate, round(settings.warmup_fraction * total)
     if settings.schedule == 'cosine':
         after = optax.cosine_decay_schedule(peak, max(total - warmup, 1))
     elif settings.schedule == 'constant':
         after = optax.constant_schedule(peak)
     else:
-        every = max(steps(settings.drop_every), 1)
-        at = range(every, total, every) if settings.schedule == 'every' else map(steps, settings.drop_epochs)
-        drops = {max(step - warmup, 0): settings.drop_factor for step in at}
-        after = optax.piecewise_constant_schedule(peak, drops)
+        at = [epoch * steps_per_epoch for epoch in settings.drop_epochs]
+        at = at or [round(fraction * total) for fraction in settings.drop_fractions]
+        after = optax.piecewise_constant_schedule(peak, {max(step - warmup, 0): settings.drop_factor for step in at})
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
 
 
@@ -129,10 +124,10 @@ def decayed(params) -> object:
 
 
 def optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> optax.GradientTransformation:
-    """SGD with momentum and L2 added to the gradient, as PyTorch's; optional clipping comes first."""
+    """SGD with Nesterov's momentum and L2 added to the gradient, as PyTorch's; optional clipping comes first."""
     settings = config.optimizer
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
         optax.add_decayed_weights(settings.weight_decay, mask=decayed),
-        optax.sgd(schedule, momentum=settings.momentum or None, nesterov=settings.nesterov),
+        optax.sgd(schedule, momentum=settings.momentum or None, nesterov=True),
     )

@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 
 from jointrd_jax.data import Dataset
-from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
@@ -59,7 +58,8 @@ def provenance(dataset: Dataset) -> dict[str, str]:
     flags = os.environ.get('XLA_FLAGS', '').split()
     found |= {f'setting {name}': str(getattr(jax.config, name)) for name in SETTINGS}
     found['XLA_FLAGS'] = ' '.join(sorted(flag for flag in flags if not flag.startswith(DEVICE_COUNT_FLAG)))
-    data = {**as_config(dataset), 'train_size': dataset.train_size, 'eval_size': dataset.eval_size}
+    data = {**dataset.description.to_json(), 'train_size': dataset.train_size, 'eval_size': dataset.eval_size}
+    del data['resize']  # the config says it, and runs of before it was recorded go on
     if dataset.device_arrays:
         sha = hashlib.sha256()
         for array in dataset.device_arrays.values():

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import io
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +21,17 @@ import ml_collections
 import numpy as np
 
 from jointrd_jax import config as config_lib
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network, Variables
-from jointrd_jax.runs import from_config
+from jointrd_jax.runs import from_config, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
+from jointrd_jax.runs.summary import SUMMARY, Summary
+from jointrd_jax.runs.upgrade import upgraded
 from jointrd_jax.system import buckets, files
 
-CONFIG, METRICS, SUMMARY, NOT_FINITE = 'config.json', 'metrics.jsonl', 'summary.json', 'not_finite.json'
+CONFIG, METRICS, NOT_FINITE = 'config.json', 'metrics.jsonl', 'not_finite.json'
 CORRECT = 'correct.npy'
-MEASURES = ('last_top1', 'best_top1', 'last_top5', 'teacher_top1')  # of a summary: percent, or None where unmeasured
-DETAILS = {'student_digest': str, 'devices': str, 'versions': dict, 'taps': list}  # of a summary, where it has them
-MAX_SIDE = 1 << 16  # of images
 
 
 class Run(NamedTuple):
@@ -43,7 +42,7 @@ class Run(NamedTuple):
       config: of the run.
       network: its student (for procedure resnet, the ResNet).
       variables: {'params', 'batch_stats'}, host arrays.
-      data: {'dataset', 'classes', 'image_shape', 'mean', 'std'}: what the network was trained on.
+      data: what the network was trained on.
       summary: of the finished run, or None.
     """
 
@@ -51,8 +50,8 @@ class Run(NamedTuple):
     config: ml_collections.ConfigDict
     network: Network
     variables: Variables
-    data: dict[str, Any]
-    summary: dict[str, Any] | None
+    data: DataDescription
+    summary: Summary | None
 
 
 def digest(variables: Variables) -> str:
@@ -66,7 +65,7 @@ def digest(variables: Variables) -> str:
     return sha.hexdigest()
 
 
-def read_config(path: Path) -> ml_collections.ConfigDict:
+def read_config(path: str | Path) -> ml_collections.ConfigDict:
     """The config of the run at `path`.
 
     Raises:
@@ -80,43 +79,19 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
     flat = files.read_json(path / CONFIG)
     config = config_lib.default()
     try:
-        if 'model.dirac' in flat:  # of a run from before there were other parametrisations
-            flat['model.reparam'] = 'dirac' if flat.pop('model.dirac') else 'none'
-        for name, value in flat.items():
+        for name, value in upgraded(flat).items():
             node = config
             *groups, leaf = name.split('.')
             for group in groups:
                 node = node[group]
             node[leaf] = tuple(value) if isinstance(value, list) else value
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path / CONFIG} is not a config of this version: {error}') from error
     try:
         config_lib.validate(config)
     except UserError as error:
         raise UserError(f'{path / CONFIG}: {error}') from error
     return config
-
-
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of the run at `path`; None while it is not finished.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    path = buckets.place(path) / SUMMARY
-    with buckets.answering(path):
-        if not path.is_file():
-            return None
-    summary = files.read_json(path)
-    if (
-        not isinstance(summary, dict)
-        or not isinstance(summary.get('procedure'), str)
-        or not isinstance(summary.get('wall_seconds'), int | float)
-        or not all(isinstance(summary.get(name), int | float | None) for name in MEASURES)
-        or not all(isinstance(summary.get(name, kind()), kind) for name, kind in DETAILS.items())
-    ):
-        raise UserError(f'{path} is damaged: not a summary; delete it and continue the run to have it written again')
-    return summary
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -145,7 +120,7 @@ def write_correct(path: Path, correct: np.ndarray) -> None:
     """Write what `read_correct` reads."""
     blob = io.BytesIO()
     np.save(blob, correct.astype(np.int8))
-    files.write_atomically(Path(path) / CORRECT, blob.getvalue())
+    files.write_atomically(buckets.place(path) / CORRECT, blob.getvalue())
 
 
 def read_correct(path: Path) -> np.ndarray | None:
@@ -156,39 +131,18 @@ def read_correct(path: Path) -> np.ndarray | None:
     Raises:
       UserError: the file is damaged.
     """
-    path = Path(path) / CORRECT
-    if not path.is_file():
-        return None
+    path = buckets.place(path) / CORRECT
+    with buckets.answering(path):
+        if not path.is_file():
+            return None
+        blob = path.read_bytes()
     try:
-        correct = np.load(path, allow_pickle=False)
+        correct = np.load(io.BytesIO(blob), allow_pickle=False)
         if correct.dtype != np.int8 or correct.ndim != 1 or not np.isin(correct, (-1, 0, 1)).all():
             raise ValueError('other numbers')
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f'{path} is damaged: not which images were right') from error
     return correct
-
-
-def check_data(data: Any, where: Path) -> dict[str, Any]:
-    """What a checkpoint says of its data, which must be usable: it decides what is built and allocated.
-
-    Raises:
-      UserError: it is not of the form of `data.base.as_config`.
-    """
-    forms = {
-        'dataset': lambda v: isinstance(v, str),
-        'classes': lambda v: isinstance(v, list) and v and all(isinstance(name, str) for name in v),
-        'image_shape': lambda v: len(v) == 3 and all(isinstance(n, int) and 0 < n <= MAX_SIDE for n in v),
-        'mean': lambda v: all(math.isfinite(n) for n in v),
-        'std': lambda v: all(math.isfinite(n) for n in v),
-    }
-    for name, is_fine in forms.items():
-        try:
-            fine = is_fine(data[name])
-        except (KeyError, TypeError):
-            fine = False
-        if not fine:
-            raise UserError(f'{where} does not say what its network was trained on: {name!r} is missing or damaged')
-    return data
 
 
 def load(path: str | Path, which: str = 'last') -> Run:
@@ -200,7 +154,7 @@ def load(path: str | Path, which: str = 'last') -> Run:
       UserError: no run, no checkpoint, or a damaged one; the message says which and where.
     """
     path = buckets.place(path)
-    config, summary = read_config(path), read_summary(path)
+    config, summary = read_config(path), summary_lib.read(path)
     checkpoints = Checkpoints(path)
     step = max(checkpoints.steps(), default=None)
     if step is None:
@@ -208,16 +162,14 @@ def load(path: str | Path, which: str = 'last') -> Run:
     if fault := checkpoints.damage(step):
         again = f'delete {checkpoints.directory / str(step)}' + (f' and {path / SUMMARY}' if summary else '')
         raise UserError(f'{fault}; to have it made again, {again} and run the training command once more')
-    data = check_data(checkpoints.meta(step).get('data'), checkpoints.directory / str(step))
-    network = from_config.student(config, len(data['classes']))
-    template = jax.eval_shape(
-        network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data['image_shape']), np.float32)
-    )
+    data = DataDescription.from_json(checkpoints.meta(step).get('data'), checkpoints.directory / str(step))
+    network = from_config.student(config, len(data.classes))
+    template = network.shapes(data.image_shape)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template)
     item = 'student' if which == 'last' else 'best'
     variables = jax.tree.map(np.asarray, checkpoints.restore(step, {item: template})[item])
-    recorded = (summary or {}).get('student_digest')
+    recorded = summary and summary.student_digest
     if which == 'last' and recorded and digest(variables) != recorded:
         raise UserError(
             f'the weights of step {step} in {path} are not those that its {SUMMARY} records (student_digest); '
@@ -230,8 +182,8 @@ def save(
     path: str | Path,
     config: ml_collections.ConfigDict,
     variables: Variables,
-    data: dict[str, Any],
-    summary: dict[str, Any],
+    data: DataDescription,
+    summary: Summary,
 ) -> None:
     """Write a run directory that holds a network which was not trained here (imported weights).
 
@@ -241,5 +193,5 @@ def save(
     with files.atomic_directory(buckets.place(path), last=SUMMARY) as temporary:
         files.write_json(temporary / CONFIG, config_lib.flatten(config))
         with contextlib.closing(Checkpoints(temporary, keep=1)) as checkpoints:
-            checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data})
-        files.write_json(temporary / SUMMARY, summary)
+            checkpoints.save(0, {'student': variables, 'best': variables}, {'data': data.to_json()})
+        summary.write(temporary)

@@ -12,7 +12,7 @@ PARTIAL = '.partial'
 
 
 def contents(directory: Path) -> set[str]:
-    """The relative names of all that a seal speaks for: everything in `directory` but folders and the seal."""
+    """The relative names of all files in `directory` whose digests a seal holds: all but the seal itself."""
     return {
         str(path.relative_to(directory))
         for path in directory.rglob('*')

@@ -1,140 +1,43 @@
-"""Weights of other people's making: torchvision-format state dicts in .safetensors and .pth files.
+"""Networks in weight files: which one a state dict is, whether it fits, its variables; and how ours are written.
 
-A file is looked at before it is loaded: names and shapes come from its header (or, for .pth, from a
-load without data), are compared with the network's, and only a file that fits is read.
+Names and shapes (see `state_dicts`) are compared with the network's, and only a file that fits is read.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from jointrd_jax.errors import UserError, require
+from jointrd_jax.data.description import DataDescription
+from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import BLOCK_CHOICES, STEMS, Network, Variables, grouped_hidden
+from jointrd_jax.runs import foreign_names
+from jointrd_jax.runs.foreign_names import Shapes
+from jointrd_jax.runs.state_dicts import ENDINGS, METADATA, StateDict, is_weight_file, open_state_dict
 from jointrd_jax.runs.torch_names import export_names, import_names, names, template, to_torch_layout
 from jointrd_jax.system import buckets, files
 
-ENDINGS = ('.safetensors', '.pth')
-METADATA = 'jointrd_jax'  # the one entry of a .safetensors header that is ours: JSON
+__all__ = ['ENDINGS', 'METADATA', 'is_weight_file', 'open_state_dict']  # of state_dicts, for callers of this module
+
 MARKS = {'dirac': 'conv1.alpha', 'branches': 'bn1_1x1.weight'}  # by which a parametrisation is known
-IGNORED = 'num_batches_tracked'  # PyTorch's BatchNorm counts its batches; nothing here reads that
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-class StateDict(NamedTuple):
-    """A state dict whose arrays are still on disk.
-
-    Attributes:
-      path: the file.
-      shapes: of every array, in PyTorch's layout, by name.
-      read: loads the arrays as float32.
-      about: what we wrote beside them ({'network': ..., 'data': ...}); {} in foreign files.
-    """
-
-    path: Path
-    shapes: Shapes
-    read: Callable[[], dict[str, np.ndarray]]
-    about: dict[str, Any]
 
 
 class Weights(NamedTuple):
-    """A network read from a weight file; `data` as in `runs.Run`, None in foreign files."""
+    """A network read from a weight file.
+
+    Attributes:
+      network: of it.
+      variables: {'params', 'batch_stats'}, host arrays.
+      data: as in `runs.Run`; None in foreign files.
+      taken: which of the file's parts it is, where the file has several; else ''.
+    """
 
     network: Network
     variables: Variables
-    data: dict[str, Any] | None
-
-
-def is_weight_file(path: str | Path) -> bool:
-    path = buckets.place(path)
-    with buckets.answering(path):
-        return path.suffix in ENDINGS and not path.is_dir()
-
-
-def open_state_dict(path: str | Path) -> StateDict:
-    """Look into a .safetensors or .pth file (the latter needs the extra [torch]).
-
-    Raises:
-      UserError: no such file, not what its ending says, not a state dict, or a pickle that would run code.
-    """
-    path = buckets.place(path)
-    with buckets.answering(path):
-        there = path.is_file()
-    if not there:
-        raise UserError(f'{path}: no such weight file')
-    if path.suffix not in ENDINGS:
-        ending = path.suffix or path.name
-        raise UserError(f'{path}: weights are read from {" and ".join(ENDINGS)} files, not {ending!r}')
-    with buckets.answering(path):
-        path = buckets.local_copy(path)
-    try:
-        return open_safetensors(path) if path.suffix == '.safetensors' else open_pth(path)
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
-
-
-def open_safetensors(path: Path) -> StateDict:
-    floats = ('F16', 'F32', 'F64')
-    try:  # the library checks that the header's offsets and sizes are the file's
-        with safetensors.safe_open(path, 'numpy') as file:
-            about = (file.metadata() or {}).get(METADATA, '{}')
-            slices = {name: file.get_slice(name) for name in file.keys() if not name.endswith(IGNORED)}
-            shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
-            types = {name: s.get_dtype() for name, s in slices.items()}
-        about = json.loads(about)
-        if not isinstance(about, dict):
-            raise ValueError('no JSON object')
-    except safetensors.SafetensorError as error:
-        raise UserError(f'{path} is not a safetensors file, or a damaged one: {error}') from error
-    except ValueError as error:
-        raise UserError(f'{path}: its {METADATA} metadata cannot be read: {error}') from error
-    if odd := [f'{name} is {dtype}' for name, dtype in types.items() if dtype not in floats]:
-        raise UserError(f'{path}: weights must be one of {", ".join(floats)}, but {"; ".join(odd)}')
-
-    def read() -> dict[str, np.ndarray]:
-        with safetensors.safe_open(path, 'numpy') as file:
-            return {name: file.get_tensor(name).astype(np.float32) for name in shapes}
-
-    return StateDict(path, shapes, read, about)
-
-
-def open_pth(path: Path) -> StateDict:
-    torch = require('torch', 'torch')
-    from torch._subclasses.fake_tensor import FakeTensorMode  # torch.load's documented way to load no data
-
-    try:
-        with FakeTensorMode():
-            tensors = torch.load(path, weights_only=True, map_location='meta')
-    except Exception as error:  # any bytes may be in there: torch raises whatever its parser stumbles on
-        if 'Weights only load failed' in str(error):
-            raise UserError(
-                f'{path} refused: it is not a plain state dict; loading its pickle would run code of its own'
-            ) from error
-        raise UserError(f'{path} is not a PyTorch file, or a damaged one') from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items()
-    ):
-        held = ', '.join(map(str, tensors)) if isinstance(tensors, dict) else type(tensors).__name__
-        raise UserError(f'{path} is not a state dict (tensors by name); it holds {held}')
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(IGNORED)}
-    size = path.stat().st_size
-    for name, tensor in tensors.items():
-        if max(tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()) > size:
-            raise UserError(f'{path}: {name} claims to be larger than the file')
-        if not tensor.is_floating_point():
-            raise UserError(f'{path}: weights must be floating point, but {name} is {tensor.dtype}')
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-    def read() -> dict[str, np.ndarray]:
-        loaded = torch.load(path, weights_only=True, map_location='cpu')
-        return {name: loaded[name].float().numpy() for name in shapes}
-
-    return StateDict(path, shapes, read, {})
+    data: DataDescription | None
+    taken: str = ''
 
 
 def expected_shapes(network: Network, image_channels: int = 3) -> Shapes:
@@ -156,6 +59,11 @@ def guess_network(state: StateDict) -> Network:
       UserError: it has not even a ResNet's first and last layer.
     """
     shapes = state.shapes
+    if foreign_names.missing_head(shapes):
+        raise UserError(
+            f'{state.path} has no head: fc.weight and fc.bias are missing from the {len(shapes)} arrays of a ResNet '
+            'in it; save the whole network, with its classifier'
+        )
     if len(shapes.get('conv1.weight', ())) != 4 or len(shapes.get('fc.weight', ())) != 2:
         some = ', '.join(list(shapes)[:4]) or 'nothing'
         raise UserError(f'{state.path} is not a torchvision ResNet (no conv1.weight, fc.weight); it holds {some}, ...')
@@ -200,15 +108,44 @@ def name_of(network: Network) -> str:
     return f'{family}-{network.depth}, width {network.width}, {network.stem_kind} stem, {network.num_classes} classes'
 
 
-def load(path: str | Path, network: Network | None = None, image_channels: int | None = None) -> Weights:
+def with_blank_head(state: StateDict, classes: int) -> StateDict:
+    """A state dict without a classifier, with one of zeros."""
+    width = max((shape[0] for name, shape in state.shapes.items() if name.startswith('layer')), default=1)
+    head = {'fc.weight': (classes, width), 'fc.bias': (classes,)}
+
+    def read() -> dict[str, np.ndarray]:
+        return state.read() | {name: np.zeros(shape, np.float32) for name, shape in head.items()}
+
+    return state._replace(shapes=state.shapes | head, read=read)
+
+
+def load(
+    path: str | Path,
+    network: Network | None = None,
+    image_channels: int | None = None,
+    *,
+    ema: bool = False,
+    new_head: bool = False,
+) -> Weights:
     """Read a weight file as `network`, or as the network that it describes or seems to be.
+
+    Args:
+      path: the file.
+      network: which one it must be; None: the one it is.
+      image_channels: what it must see; None: what it does.
+      ema: the exponential moving average of the weights that the file holds beside them.
+      new_head: the caller does not want the classifier: it may be for other classes than `network`'s, or not there.
 
     Raises:
       UserError: see `open_state_dict`; or it does not fit, and the message lists every difference.
     """
-    state = open_state_dict(path)
-    if network is None:
-        network = described_network(state) or guess_network(state)
+    state = open_state_dict(path, ema)
+    if new_head and foreign_names.missing_head(state.shapes):
+        state = with_blank_head(state, network.num_classes if network else 1)
+    guessed = described_network(state) or guess_network(state)
+    if network and new_head:
+        network = network.clone(num_classes=guessed.num_classes)
+    network = network or guessed
     if image_channels is None:
         image_channels = (*state.shapes.get('conv1.weight', ()), 3, 3)[1]
     try:
@@ -221,7 +158,7 @@ def load(path: str | Path, network: Network | None = None, image_channels: int |
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise UserError(f'{path}: not a number, or infinite, in {", ".join(broken)}')
     variables = import_names(template(network, image_channels), arrays)
-    return Weights(network, variables, described_data(state, network, image_channels))
+    return Weights(network, variables, described_data(state, network, image_channels), state.taken)
 
 
 NETWORK_FIELDS = (
@@ -252,28 +189,23 @@ def described_network(state: StateDict) -> Network | None:
     return network
 
 
-def described_data(state: StateDict, network: Network, channels: int) -> dict[str, Any] | None:
-    """What a file of ours says its network was trained on, as `data.base.as_config` has it."""
+def described_data(state: StateDict, network: Network, channels: int) -> DataDescription | None:
+    """What a file of ours says its network was trained on."""
     about = state.about.get('data')
     if about is None:
         return None
-    try:
-        lengths = {'classes': network.num_classes, 'image_shape': 3, 'mean': channels, 'std': channels}
-        fits = all(len(about[name]) == length for name, length in lengths.items())
-        numbers = [float(n) for name in ('image_shape', 'mean', 'std') for n in about[name]]
-        if not fits or not isinstance(about['dataset'], str) or not np.isfinite(numbers).all():
-            raise ValueError('it does not fit the network')
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f'{state.path}: its {METADATA} metadata describes no dataset: {error!r}') from error
-    return about
+    data = DataDescription.from_json(about, f'{state.path}: its {METADATA} metadata')
+    if len(data.classes) != network.num_classes or data.image_shape[-1] != channels:
+        raise UserError(f'{state.path}: its {METADATA} metadata describes data that do not fit its network')
+    return data
 
 
-def save(path: str | Path, network: Network, variables: Variables, data: dict[str, Any] | None = None) -> None:
+def save(path: str | Path, network: Network, variables: Variables, data: DataDescription | None = None) -> None:
     """Write a network as .safetensors under torchvision's names, with a description that `load` reads back.
 
     Raises:
       UserError: it cannot be written.
     """
-    about = {'network': {field: getattr(network, field) for field in NETWORK_FIELDS}, 'data': data}
+    about = {'network': {field: getattr(network, field) for field in NETWORK_FIELDS}, 'data': data and data.to_json()}
     blob = safetensors.numpy.save(export_names(variables), {METADATA: json.dumps(about), 'format': 'pt'})
     files.write_atomically(buckets.place(path), blob)

@@ -80,14 +80,14 @@ def prepared_epath() -> Any:
         fsspec.config.conf.setdefault(protocol, {}).setdefault('use_listings_cache', False)
     for protocol in ('gs', 'gcs'):  # gcsfs would wait for ever; it tries again after this
         fsspec.config.conf[protocol].setdefault('requests_timeout', REQUEST_SECONDS)
-    for narrator in (
+    for name in (
         'gcsfs',
         's3fs',
         'fsspec',
         'asyncio',
         'google.auth',
     ):  # tell of every try; the last error reaches us
-        logging.getLogger(narrator).setLevel(logging.CRITICAL)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return epath
 
 

@@ -6,6 +6,9 @@ checkpoints are written by all, so the workdir must be one that all of them see.
 
 import contextlib
 import json
+import re
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,9 +28,50 @@ LOST = ('Gloo', 'NCCL', 'heartbeat', 'Connection')  # in what JAX says of a proc
 GRACE_SECONDS = 3
 STOP_KEY = 'jointrd_jax/stop'
 LEAD = 6  # calls; Python is at most `train.feed.IN_FLIGHT` ahead of its device, and one more is being made
+JOIN_SECONDS = 120  # for process 0 to be there
+ADDRESS = re.compile(r'(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})')  # HOST:PORT, [IPV6]:PORT
 
-_calls = 0
+
+_calls = 0  # see `stop_asked`
 _stop_at: int | None = None
+
+
+def address(coordinator: str) -> tuple[str, int]:
+    """Host and port of process 0.
+
+    Raises:
+      UserError: it is not HOST:PORT.
+    """
+    match = ADDRESS.fullmatch(coordinator)
+    if not match or not 0 < int(match[2]) < 1 << 16:
+        raise UserError(
+            f'--coordinator={coordinator} is not HOST:PORT, as in --coordinator=10.0.0.1:1234: the address of '
+            'process 0, without a scheme, and a port from 1 to 65535'
+        )
+    return match[1].strip('[]'), int(match[2])
+
+
+def wait_for(host: str, port: int) -> None:
+    """Until process 0 listens there: JAX's own client would wait in silence, and end the process where it fails.
+
+    Raises:
+      UserError: it does not within JOIN_SECONDS.
+    """
+    until, told = time.monotonic() + JOIN_SECONDS, False
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise UserError(
+                    f'process 0 is not at --coordinator={host}:{port} after {JOIN_SECONDS} s '
+                    f'({error.strerror or error}); is it started, and its port open to this host?'
+                ) from error
+            if not told:
+                print(f'waiting for process 0 at {host}:{port}, at most {JOIN_SECONDS} s', file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.5)
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -51,6 +95,9 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
     elif not 0 <= process_id < num_processes:
         raise UserError(f'--process_id={process_id} is not between 0 and --num_processes={num_processes} minus 1')
     else:
+        host, port = address(coordinator)
+        if process_id:
+            wait_for(host, port)
         arguments = {
             'coordinator_address': coordinator, 'num_processes': num_processes, 'process_id': process_id,
         }  # fmt: skip

@@ -32,6 +32,16 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= REASON_LENGTH else f'{text[:REASON_LENGTH]}...'
 
 
+def cache_directory() -> Path:
+    """Where compiled programs, and what else can be made again, are kept.
+
+    $JOINTRD_CACHE_DIR, or jointrd_jax in the user's cache directory.
+    """
+    if chosen := os.environ.get('JOINTRD_CACHE_DIR'):
+        return Path(chosen)
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'jointrd_jax'
+
+
 def sync(path: Path) -> None:
     """Until the file or directory `path` is on the disk itself (a power failure cannot take it back)."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -199,7 +209,7 @@ def atomic_directory(directory: Path, last: str = '') -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Make `directory` and hold it for this process; a lock that its owner died with is free.
+    """Make `directory` and lock it for this process; the lock of a process that ended is free.
 
     The lock is the kernel's (flock), so it ends with its owner however that dies; the text in the
     file only tells others who holds it. In a bucket it is a `buckets.Lease`.

@@ -1,35 +1,79 @@
 """Process-wide settings of JAX, made once before its first use, and how programs that run once are compiled."""
 
+import importlib.metadata
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from jointrd_jax.errors import UserError
+from jointrd_jax.system import files
+
+# The packages that bring a platform, by the name that JAX_PLATFORMS has for it.
+CUDA, ROCM = ('jax_cuda13_plugin', 'jax_cuda12_plugin'), ('jax_rocm7_plugin', 'jax_rocm60_plugin')
+PLUGINS = {'cpu': (), 'cuda': CUDA, 'rocm': ROCM, 'gpu': CUDA + ROCM, 'tpu': ('libtpu',)}
+NO_BACKEND = ('Unable to initialize backend', 'Unknown backend', 'No visible GPU devices')  # in what JAX says
 CACHE = 'jax_compilation_cache_dir'  # JAX's name of the setting
 
 
-def cache_directory() -> Path:
-    """Where compiled programs are kept: $JOINTRD_CACHE_DIR, or jointrd_jax under the user's cache directory."""
-    if chosen := os.environ.get('JOINTRD_CACHE_DIR'):
-        return Path(chosen)
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'jointrd_jax'
-
-
 def quieten() -> None:
-    """JAX notes every backend that is not there and each step of joining processes, which absl would show: a TPU's
-    absence as the first line of a run."""
-    for narrator in ('jax._src.xla_bridge', 'jax._src.distributed'):
-        logging.getLogger(narrator).setLevel(logging.WARNING)
+    """Hide what JAX logs of backends that are not installed and of joining processes, which absl would show."""
+    for name in ('jax._src.xla_bridge', 'jax._src.distributed'):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def installed_platforms() -> list[str]:
+    """The platforms that JAX could use here, as far as packages tell: the plug-in may still not fit the machine."""
+    others = {entry.name for entry in importlib.metadata.entry_points(group='jax_plugins')}
+    names = [name for name, packages in PLUGINS.items() if not packages or any(map(importlib.util.find_spec, packages))]
+    return [name for name in names if name != 'gpu'] + sorted(others - set(names) - {'xla_cuda12', 'xla_cuda13'})
+
+
+def check_platforms() -> None:
+    """JAX_PLATFORMS and JAX_PLATFORM_NAME must name what is installed.
+
+    Raises:
+      UserError: another name, or a platform whose plug-in is not there.
+    """
+    for variable in ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME'):
+        value = os.environ.get(variable, '')
+        for name in filter(None, (part.strip() for part in value.split(','))):
+            if name in PLUGINS and (not PLUGINS[name] or any(map(importlib.util.find_spec, PLUGINS[name]))):
+                continue
+            have = installed_platforms()
+            if name in have:
+                continue
+            if name.lower() in PLUGINS and name != name.lower():
+                why = f'is written {name.lower()}'
+            elif name in PLUGINS:
+                why = f'needs a plug-in that is not installed ({" or ".join(PLUGINS[name])})'
+            else:
+                why = 'is no platform of JAX'
+            raise UserError(
+                f'{variable}={value}: {name!r} {why}; installed here: {", ".join(have)}; set it to one of '
+                'these, or unset it'
+            )
+
+
+def no_backend(error: BaseException) -> str | None:
+    """One line for JAX's error where no device of the platform asked for can be used; None for other errors."""
+    text = ' '.join(str(error).split())
+    if not isinstance(error, RuntimeError) or not any(mark in text for mark in NO_BACKEND):
+        return None
+    return (
+        f'JAX finds no device to run on: {text[:300]}; installed here: {", ".join(installed_platforms())}; a plug-in '
+        'must fit the driver and the version of JAX; JAX_PLATFORMS=cpu runs without it'
+    )
 
 
 def configure() -> None:
     """Persistent compilation cache. Settings the user made through JAX's own variables win."""
     quieten()
     if getattr(jax.config, CACHE) is None:
-        jax.config.update(CACHE, str(cache_directory()))
+        jax.config.update(CACHE, str(files.cache_directory()))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jointrd_jax.data import Dataset
 from jointrd_jax.method import joint
+from jointrd_jax.method.interface import required
 from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
 from jointrd_jax.train.step import AXIS, TrainState, replicated
 
@@ -89,7 +90,8 @@ def make_measure(
     ):
         teacher = state.teacher.view if state.teacher else frozen
         if method.reads_teacher:
-            teacher = teacher.with_outputs(networks.teacher.apply(teacher.variables, images))
+            view, network = required(teacher, "the teacher's variables"), required(networks.teacher, 'a teacher')
+            teacher = view.with_outputs(network.apply(view.variables, images))
         gradients = by_origin(
             state.params, state.batch_stats, images, labels, mixing_weight(epoch),
             networks=networks, method=method, teacher=teacher,
@@ -120,10 +122,10 @@ class Probe:
         self.every, self.epochs, self.steps_per_epoch = config.log.gradients, config.epochs, steps_per_epoch
         self.stride = max(steps_per_epoch // SAMPLES_PER_EPOCH, 1)
         self.measure = measure
-        self.seen: list[dict[str, jax.Array]] = []
+        self.seen: list[dict[str, Any]] = []
 
     def is_due(self, step: int) -> bool:
-        """Whether to look before `step` is taken."""
+        """Whether to measure before `step` is taken."""
         epoch, within = divmod(step, self.steps_per_epoch)
         in_epoch = self.every and (epoch + 1 in (1, self.epochs) or (epoch + 1) % self.every == 0)
         return bool(in_epoch) and within % self.stride == 0 and within // self.stride < SAMPLES_PER_EPOCH
@@ -133,9 +135,9 @@ class Probe:
         self.seen.append(self.measure(*arguments, step // self.steps_per_epoch))
 
     def take(self) -> dict[str, float]:
-        """The means over what was seen since the last call (norms are means of norms); {} if nothing was.
+        """The means of the measurements since the last call (norms are means of norms); {} if there were none.
 
-        Without the cosines of stages that one origin did not reach: nothing has no direction.
+        Without the cosines of stages that one origin did not reach: the angle to a zero gradient is undefined.
         """
         seen, self.seen = jax.device_get(self.seen), []
         means = {name: float(np.mean([sample[name] for sample in seen])) for name in seen[0]} if seen else {}
@@ -148,7 +150,7 @@ class Probe:
         }
 
     def pending(self) -> list[dict[str, float]]:
-        """What was seen since the last `take`, as JSON values: an interrupted epoch keeps its measurements."""
+        """The measurements since the last `take`, as JSON values, for the checkpoint of an epoch under way."""
         self.seen = jax.device_get(self.seen)
         return [{name: float(value) for name, value in sample.items()} for sample in self.seen]
 

@@ -2,46 +2,23 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
 from jointrd_jax.errors import UserError
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_count(value: Any) -> bool:
-    return is_number(value) and isinstance(value, int) and abs(value) < 2**31
-
-
-def is_text(value: Any) -> bool:
-    """What can be written to a file."""
-    return isinstance(value, str) and not any('\ud800' <= char <= '\udfff' for char in value)
-
-
-def is_list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(of, value))
-
-
-def is_table(value: Any) -> bool:
-    """{name: number}, not all of which need be finite: the norm of an exploding gradient is not."""
-    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
-
+from jointrd_jax.system import forms
 
 FORMS: dict[str, Callable[[Any], bool]] = {
-    'best_top1': is_number,
-    'best_epoch': is_count,
-    'last': is_table,
-    'lines': is_list(is_text),
-    'gradient_samples': is_list(is_table),
-    'rollbacks': is_list(lambda v: isinstance(v, dict) and v.keys() == {'step', 'term', 'to'}),
-    'changes': is_list(is_text),
-    'bad': is_list(is_count),
-    'images_per_second': is_number,
-    'seconds': is_number,
+    'best_top1': forms.is_number,
+    'best_epoch': forms.is_count,
+    'last': forms.is_table,
+    'lines': forms.is_list(forms.is_text),
+    'gradient_samples': forms.is_list(forms.is_table),
+    'rollbacks': forms.is_list(lambda v: isinstance(v, dict) and v.keys() == {'step', 'term', 'to'}),
+    'changes': forms.is_list(forms.is_text),
+    'bad': forms.is_list(forms.is_count),
+    'images_per_second': forms.is_number,
+    'seconds': forms.is_number,
 }
 
 
@@ -82,9 +59,7 @@ class History:
         """
         if not isinstance(value, dict) or value.keys() != {field.name for field in dataclasses.fields(cls)}:
             raise UserError(f'{where} does not hold the history of a run of this version')
-        for name, is_fine in FORMS.items():
-            if not is_fine(value[name]):
-                raise UserError(f'{where}: {name!r} in the history of its run is damaged')
+        forms.check(value, FORMS, where, 'the history of its run')
         return cls(**value)
 
     def at_end_of(self, step: int) -> bool:

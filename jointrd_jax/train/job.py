@@ -8,7 +8,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from jointrd_jax import config as config_lib
 from jointrd_jax.errors import Interrupted
 from jointrd_jax.method import joint
 from jointrd_jax.method.interface import Variables
@@ -39,6 +38,7 @@ class Job:
       device_arrays: the dataset's, on every device.
       teacher: the frozen one, evaluated; None if there is none.
       frozen: what the steps see of it.
+      student: the network that is trained, as `networks` has it.
       mixing_weights: m(t) by epoch.
       schedule: step -> learning rate.
       tap_sets: those of the mixed paths, of which each step takes one.
@@ -65,6 +65,7 @@ class Job:
             teacher_network = from_config.resnet(config, len(self.dataset.classes), AXIS)
         else:
             teacher_network = self.teacher.network if self.teacher else None
+        self.student = plan.student
         self.networks = step_lib.networks_for(plan.student, teacher_network, self.method)
         self.provenance = provenance.provenance(self.dataset)
         # Computed here for all epochs, so that the loop waits for no device.
@@ -94,6 +95,7 @@ class Job:
             raise Interrupted(f'stopped before the first step; the same command continues in {self.workdir}')
         top1 = found.accuracies['top1']
         teacher_lib.check_record(teacher, top1, self.config.teacher.which, self.dataset)
+        teacher_lib.check_useful(teacher, top1, self.config.teacher.least_top1, self.dataset)
         self.reporter.say(f'teacher {teacher.origin}: top-1 {top1:.2f} %')
         return teacher._replace(top1=top1)
 
@@ -102,9 +104,9 @@ class Job:
         return step_lib.replicate(TeacherView(teacher.variables, margin), self.mesh)
 
     def mixing_weight(self, epoch: jax.typing.ArrayLike) -> jax.Array:
-        """m(t)."""
+        """m(t), the weight of the mixed paths at `epoch`."""
         mix = self.config.mix
-        return joint.mixing_weight(epoch, mix.eta, config_lib.in_epochs(mix.epochs, self.config.epochs))
+        return joint.mixing_weight(epoch, mix.eta, mix.fraction * self.config.epochs)
 
     def method_at(self, step: int) -> Method:
         """The loss at `step`, on the taps drawn for it: where the mixed paths have no weight, they are not run."""

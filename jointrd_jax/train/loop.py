@@ -12,16 +12,17 @@ import ml_collections
 from jointrd_jax import config as config_lib
 from jointrd_jax.data.base import Batch
 from jointrd_jax.errors import Interrupted
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
+from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import buckets, distributed, files, signals
 from jointrd_jax.train import (
     gradients,
     preflight,
+    result,
     resume,
     setup,
     step as step_lib,
-    summary as summary_lib,
     teacher as teacher_lib,
     trackers as trackers_lib,
 )
@@ -38,7 +39,7 @@ LAST_CHECKPOINT = 'waiting for the last checkpoint to be on disk'
 WATCH_STEPS = 50  # how far behind the device the host looks at losses
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Reporter | None = None) -> dict[str, Any]:
+def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Reporter | None = None) -> Summary:
     """Train what `config` says in `workdir` and return the summary; continue what is already there.
 
     Raises:
@@ -52,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
         return run_in(config, workdir, reporter or Reporter(config.procedure, quiet=config.log.quiet))
 
 
-def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter) -> dict[str, Any]:
+def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter) -> Summary:
     """`run`, while the place of `workdir` answers."""
     plan = setup.make(config, workdir)
     try:
@@ -60,7 +61,7 @@ def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter)
             preflight.workdir(config, workdir)  # again, now that nobody else can write there
             if distributed.is_first():
                 files.write_json(workdir / run_directory.CONFIG, config_lib.flatten(config))
-            summary = run_directory.read_summary(workdir)
+            summary = summary_lib.read(workdir)
             distributed.sync('workdir read')
             is_new = summary is None
             if is_new:
@@ -71,11 +72,11 @@ def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter)
     finally:
         plan.dataset.close()
     if is_new or not reporter.nested:
-        summary_lib.show(summary, reporter)
+        result.show(summary, reporter)
     return summary
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path, plan: Plan, reporter: Reporter) -> dict[str, Any]:
+def train(config: ml_collections.ConfigDict, workdir: Path, plan: Plan, reporter: Reporter) -> Summary:
     """Train a run that passed all checks, or continue it, and return its summary; see `run`."""
     since = time.monotonic()
     if plan.lacks_teacher:
@@ -101,7 +102,7 @@ def trained_teacher(
 ) -> teacher_lib.Teacher:
     """The teacher in WORKDIR/teacher, trained there first unless that is finished."""
     path = workdir / 'teacher'
-    if run_directory.read_summary(path) is None:
+    if summary_lib.read(path) is None:
         reporter.say(f'training the teacher first, in {path}')
         run(teacher_lib.recipe(config), path, reporter.child('teacher'))
     return teacher_lib.load(config, path, plan.dataset, plan.student, plan.method)
@@ -131,7 +132,7 @@ class Trainer:
         self.late_share = 0.0  # of the last epoch's calls, those that waited for input
         self.work_at_stake = contextlib.ExitStack()  # from the first step until the last checkpoint is on disk
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> Summary:
         """Step to the end, over as many rollbacks as are allowed; write and return the summary.
 
         Raises:
@@ -146,7 +147,7 @@ class Trainer:
                     self.position = roll_back(self.job, self.checkpoints, self.position, error)
             with self.job.reporter.waiting(LAST_CHECKPOINT):
                 self.checkpoints.wait()
-            return summary_lib.write(self.job, self.position)
+            return result.write(self.job, self.position)
 
     def take_steps(self) -> None:
         """From the position to the last step.
@@ -204,7 +205,7 @@ class Trainer:
                 step += len(group)
 
     def dispatch(self, step: int, group: Group) -> dict[str, Any]:
-        """Have the device take the steps of a group of batches; what `step.make_train_step` reports of them."""
+        """Dispatch the steps of a group of batches; returns what `step.make_train_step` reports of them."""
         job, position = self.job, self.position
         train_step = job.train_step(step, group.steps)
         position.state, report = train_step(position.state, job.frozen, job.device_arrays, group.on_devices)
@@ -229,7 +230,7 @@ class Trainer:
             self.trackers.samples(0, job.dataset, images, labels)
 
     def watch(self, report: dict[str, Any] | None) -> None:
-        """Check and show the loss terms of an epoch under way, by the report of a step that the device has left behind.
+        """Check and show the loss terms of an epoch under way, by the report of a step some time ago.
 
         Raises:
           Diverged: one was not finite.

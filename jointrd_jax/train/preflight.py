@@ -9,8 +9,10 @@ import ml_collections
 from jointrd_jax import config as config_lib, data
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import pretrained, run_directory
+from jointrd_jax.runs.run_directory import Run
 from jointrd_jax.system import files
+from jointrd_jax.system.notices import say_once
 
 # Fields that may change when a run is continued: they do not change its result.
 LOGGING = tuple(name for name in config_lib.FIELDS if name.startswith('log.'))
@@ -20,9 +22,11 @@ HARMLESS = (
     'checkpoint.accept_changes',
     'dataset.data_dir',
     'dataset.workers',
+    'teacher.least_top1',
     'teacher.path',
     *LOGGING,
 )
+SMALL, LARGE = 64, 128  # pixels a side: below the one a stem with stride, above the other one without is a mistake
 # What two networks must share to have the same blocks.
 SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
 
@@ -48,6 +52,22 @@ def batches(config: ml_collections.ConfigDict, dataset: data.Dataset, devices: i
         )
 
 
+def stem(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
+    """Say it where the stem does not belong to the size of the images; the run goes on, it may be meant."""
+    side = max(dataset.image_shape[:2])
+    size = f'{dataset.image_shape[0]}x{dataset.image_shape[1]}'
+    if config.model.stem == 'cifar' and side > LARGE:
+        say_once(
+            f'config.model.stem=cifar does not shrink images, and these of {size} pixels make a step about '
+            '16 times as long as config.model.stem=imagenet would'
+        )
+    elif config.model.stem == 'imagenet' and side < SMALL:
+        say_once(
+            f'config.model.stem=imagenet shrinks images to a quarter, which leaves little of these of {size} pixels; '
+            'config.model.stem=cifar keeps their size'
+        )
+
+
 def workdir(config: ml_collections.ConfigDict, directory: Path) -> None:
     """A workdir belongs to one config; only fields that cannot change the result may differ."""
     if not (directory / run_directory.CONFIG).exists():
@@ -61,8 +81,14 @@ def workdir(config: ml_collections.ConfigDict, directory: Path) -> None:
 def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], directory: Path) -> None:
     """The flat config that the run in `directory` began with allows only harmless differences."""
     now = json.loads(json.dumps(config_lib.flatten(config)))
+    before = json.loads(json.dumps(config_lib.flatten(config_lib.default()))) | before  # fields that came later
+    if others := sorted(before.keys() - now.keys()):
+        raise UserError(
+            f'{directory} holds a run of another version of jointrd_jax (it knows the fields {", ".join(others)}), '
+            'which cannot be continued; use another --workdir. What it trained can be exported and can teach'
+        )
     decisive = set()
-    if config.on_nan == 'rollback':  # it goes to the newest scheduled checkpoint
+    if config.nan.action == 'rollback':  # it goes to the newest scheduled checkpoint
         decisive.add('checkpoint.every_steps')
     if config.steps_per_dispatch > 1:  # these part the steps that are taken at once, by a program with its own rounding
         decisive |= {'checkpoint.every_steps', 'log.gradients'}
@@ -76,27 +102,27 @@ def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], direc
         raise UserError(f'{directory} holds a run of another config ({"; ".join(changed)}); use another --workdir')
 
 
-def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> None:
-    """`config.restore` must hold the same network, for the same classes unless the head is new."""
+def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> Run | None:
+    """What `config.restore` names; it must hold the same network, for the same classes unless the head is new."""
     if config.restore_head == 'new' and not config.restore:
         raise UserError(
             'config.restore_head=new needs config.restore=RUN, the run to start from (see configs/finetune.py)'
         )
-    if config.restore:
-        other = run_directory.load(config.restore)
-        channels = other.data['image_shape'][-1], dataset.image_shape[-1]
-        if channels[0] != channels[1]:
-            raise UserError(
-                f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}'
-            )
-        same(
-            f'config.restore={config.restore}',
-            other.network,
-            student,
-            SHAPE_FIELDS + ('shortcuts', 'reparam', 'activation', 'groups'),
-        )
-        if config.restore_head == 'keep':
-            classes(f'config.restore={config.restore}', other.data['classes'], dataset.classes)
+    if not config.restore:
+        return None
+    other = pretrained.load(config.restore, config, student, dataset.description, new_head=config.restore_head == 'new')
+    channels = other.data.image_shape[-1], dataset.image_shape[-1]
+    if channels[0] != channels[1]:
+        raise UserError(f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}')
+    same(
+        f'config.restore={config.restore}',
+        other.network,
+        student,
+        SHAPE_FIELDS + ('shortcuts', 'reparam', 'activation', 'groups'),
+    )
+    if config.restore_head == 'keep':
+        classes(f'config.restore={config.restore}', other.data.classes, dataset.classes)
+    return other
 
 
 def same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> None:
@@ -109,7 +135,7 @@ def same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> N
             )
 
 
-def classes(what: str, there: list[str], here: tuple[str, ...]) -> None:
+def classes(what: str, there: tuple[str, ...], here: tuple[str, ...]) -> None:
     if len(there) != len(here):
         raise UserError(f'{what} has {len(there)} classes but the dataset of this run has {len(here)}')
     for i, (a, b) in enumerate(zip(there, here)):

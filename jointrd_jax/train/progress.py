@@ -54,7 +54,7 @@ class Reporter:
         self.label, self.every_seconds = label, every_seconds
         self.console = console or Console(highlight=False, quiet=not distributed.is_first())
         self.quiet, self.nested = quiet, nested
-        self._display: _Display | None = None
+        self.display: _Display | None = None
         self._printed = 0.0
 
     def child(self, label: str) -> 'Reporter':
@@ -74,25 +74,25 @@ class Reporter:
             return
         display = _Display(self.label, total_steps, done, steps_per_epoch or total_steps, batch_size)
         with Live(display, console=self.console, refresh_per_second=4, transient=True):
-            self._display = display
+            self.display = display
             try:
                 yield
             finally:
-                self._display = None
+                self.display = None
 
     def step(self, step: int) -> None:
-        if self._display:
-            self._display.step(step)
+        if self.display:
+            self.display.step(step)
 
     def terms(self, terms: Callable[[], dict[str, float]]) -> None:
         """Loss terms so far in this epoch, asked for only where they can be shown."""
-        if self._display:
-            self._display.line.update(terms())
+        if self.display:
+            self.display.line.update(terms())
 
     @contextlib.contextmanager
     def waiting(self, what: str, after: float = NAME_WAIT_AFTER) -> Iterator[None]:
         """Name what the body makes the user wait for: at once in the live display, else once it takes long."""
-        display = self._display
+        display = self.display
         if display:
             display.doing = what
             try:
@@ -126,9 +126,9 @@ class Reporter:
 
     def epoch(self, line: dict[str, Any], epochs: int) -> None:
         """An epoch: a line of metrics.jsonl."""
-        if self._display:
-            self._display.line.update(line)
-            self._display.rate = line['images_per_second']  # an epoch may be too short to take one in it
+        if self.display:
+            self.display.line.update(line)
+            self.display.rate = line['images_per_second']  # an epoch may be too short to take one in it
             return
         due = time.monotonic() - self._printed >= self.every_seconds
         if due or line['epoch'] in (1, epochs):
@@ -141,7 +141,7 @@ class Reporter:
             return
         table = Table(title=Text(title, style='italic'), title_justify='left')
         for name in header:
-            table.add_column(Text(name))
+            table.add_column(Text(name), overflow='fold')  # nothing of a name is left out in a narrow terminal
         for row in rows:
             table.add_row(*map(Text, row))
         self.console.print(table)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 from jointrd_jax import config as config_lib
-from jointrd_jax.data.base import as_config
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.interface import Variables
 from jointrd_jax.runs import provenance, run_directory
@@ -74,11 +73,12 @@ def initial_weights(job: Job) -> Variables | None:
     """The weights of `config.restore`, with a fresh head where it is to be new; the teacher's; or None: random ones."""
     if job.teacher and job.config.model.init == 'teacher':
         return of_teacher(job)
-    if not job.config.restore:
+    found = preflight.restore(job.config, job.student, job.dataset)
+    if found is None:
         return None
-    variables = run_directory.load(job.config.restore).variables
+    variables = found.variables
     if job.config.restore_head == 'new':
-        fresh = job.networks.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
+        fresh = job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
         variables['params'] = {**variables['params'], 'head': fresh['params']['head']}
     return variables
 
@@ -87,8 +87,10 @@ def of_teacher(job: Job) -> Variables:
     """A fresh student with the arrays of the frozen teacher under all names that both have, where the shapes agree."""
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    fresh = flatten_dict(job.networks.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape))
-    there = flatten_dict(job.teacher.variables) if job.teacher else {}
+    fresh: dict[tuple, Any] = flatten_dict(
+        job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
+    )
+    there: dict[tuple, Any] = flatten_dict(job.teacher.variables) if job.teacher else {}
     shared = {path: there[path] for path, array in fresh.items() if path in there and there[path].shape == array.shape}
     return unflatten_dict({**fresh, **shared})
 
@@ -154,7 +156,7 @@ def save(job: Job, checkpoints: Checkpoints, step: int, position: Position, grad
         bad=job.dataset.bad_anywhere(),
     )
     meta = {
-        'data': as_config(job.dataset),
+        'data': job.dataset.description.to_json(),
         'config': config_lib.flatten(job.config),
         'history': dataclasses.asdict(history),
         'provenance': job.provenance,

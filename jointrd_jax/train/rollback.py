@@ -42,18 +42,18 @@ def roll_back(job: Job, checkpoints: Checkpoints, position: Position, error: Div
     and continued takes the same way.
 
     Raises:
-      NotFinite: config.on_nan is 'stop', or there were as many rollbacks as allowed.
+      NotFinite: config.nan.action is 'stop', or there were as many rollbacks as allowed.
     """
     checkpoints.wait()
     before = position.history.rollbacks
-    if job.config.on_nan == 'stop' or len(before) >= job.config.nan_rollbacks:
+    if job.config.nan.action == 'stop' or len(before) >= job.config.nan.rollbacks:
         raise give_up(job.workdir, checkpoints, error, len(before)) from None
     seconds = position.seconds()
     position = resume.begin(job, checkpoints, only_scheduled=True)
     to = position.saved_step or 0
     position.since, position.history.seconds = time.monotonic(), seconds
     position.history.rollbacks = [*before, {**error.fault, 'to': to}]
-    scale = np.float32(job.config.nan_factor ** len(position.history.rollbacks))
+    scale = np.float32(job.config.nan.factor ** len(position.history.rollbacks))
     position.state = position.state.replace(rate_scale=step_lib.replicate(scale, job.mesh))
     job.reporter.say(f'{error}: back to step {to}, learning rate x {float(scale):g}')
     return position

@@ -45,6 +45,7 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
         sizes = {'training images': dataset.train_size, 'evaluation images': dataset.eval_size}
         distributed.agree({'dataset': dataset.name, 'classes': classes, **sizes}, 'data')
         preflight.batches(config, dataset, jax.device_count())
+        preflight.stem(config, dataset)
         student = from_config.student(config, len(dataset.classes), AXIS)
         method = from_config.method(config, student)
         preflight.workdir(config, workdir)

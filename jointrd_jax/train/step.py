@@ -16,7 +16,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax.method import joint, layers, losses
-from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables
+from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables, required
 from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
 from jointrd_jax.method.networks import Connectors, Network
 
@@ -49,11 +49,11 @@ class TrainState(flax.struct.PyTreeNode):
     params: Tree
     batch_stats: Tree
     opt_state: Tree
-    average: Tree
     teacher: 'LearningTeacher | None'
     epoch_sums: dict[str, jax.Array]
     rate_scale: jax.Array
     fault: dict[str, jax.Array]
+    average: Variables | None = None
 
     @property
     def student(self) -> Variables:
@@ -72,7 +72,7 @@ class LearningTeacher(flax.struct.PyTreeNode):
     opt_state: Tree
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """`devices`, by default all of all hosts, in one row; they may be of a machine that is not here (see `plan`)."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
@@ -100,8 +100,10 @@ def shard_batches(batches: Sequence[dict[str, np.ndarray]], mesh: jax.sharding.M
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in stacked.items()}
 
 
-def margin(network: Network, variables: Variables) -> jax.Array:
+def margin(network: StagedNetwork, variables: Variables) -> jax.Array:
     """The margin of D, from the last BatchNorm of the teacher's last block."""
+    if not isinstance(network, Network):
+        raise TypeError(f'the margin is read from the last BatchNorm of a `Network`, not from {type(network).__name__}')
     block = variables['params'][network.block_names[-1]]
     norm = block['bn3' if network.bottleneck else 'bn2']
     return losses.margins(norm['scale'], norm['bias'])
@@ -137,12 +139,13 @@ def initial_state(
     if method.distill_weight:
         features = jax.eval_shape(networks.student.apply, variables[STUDENT], images).features
         maps = {path: jnp.zeros(features.shape) for path in joint.path_names(method.taps)}
-        variables['connectors'] = networks.connectors.init(connector_key, maps, train=False)
+        variables['connectors'] = required(networks.connectors, 'connectors').init(connector_key, maps, train=False)
     params = {name: tree['params'] for name, tree in variables.items()}
     teacher = None
     if trains_teacher:
-        fresh = networks.teacher.init(teacher_key, images)
-        view = TeacherView(fresh, margin(networks.teacher, fresh))
+        network = required(networks.teacher, 'a teacher')
+        fresh = network.init(teacher_key, images)
+        view = TeacherView(fresh, margin(network, fresh))
         teacher = LearningTeacher(view, optimizer.init(fresh['params']))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -258,12 +261,14 @@ def make_device_step(
             annealed = layers.with_slope(state.batch_stats[STUDENT], slope(state.step))
             state = state.replace(batch_stats={**state.batch_stats, STUDENT: annealed})
         if state.teacher:
+            network = required(networks.teacher, 'a teacher')
             learned, outputs, terms[TEACHER_LOSS] = update_teacher(
-                state.teacher, networks.teacher, optimizer, method.label_smoothing, images, labels, state.rate_scale
+                state.teacher, network, optimizer, method.label_smoothing, images, labels, state.rate_scale
             )
             state, teacher = state.replace(teacher=learned), learned.view.with_outputs(outputs)
         elif method.reads_teacher:
-            teacher = frozen.with_outputs(networks.teacher.apply(frozen.variables, images))
+            view = required(frozen, "the teacher's variables")
+            teacher = view.with_outputs(required(networks.teacher, 'a teacher').apply(view.variables, images))
 
         def loss_fn(params):
             return joint.joint_loss(
@@ -276,7 +281,7 @@ def make_device_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         same_epoch = (state.step % steps_per_epoch != 0).astype(jnp.float32)
         terms |= {**student_terms, GRADIENT_NORM: optax.tree.norm(grads)}
-        params = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
+        params: Tree = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
         student = {'params': params[STUDENT], 'batch_stats': batch_stats[STUDENT]}
         return state.replace(
             step=state.step + 1,
@@ -292,7 +297,7 @@ def make_device_step(
 
 
 def diagnosis_order(names: Iterable[str]) -> list[str]:
-    """Terms in the order in which they are asked whether they are finite: causes before what they add up to.
+    """Terms in the order in which they are checked for being finite: causes before what they add up to.
 
     The same for every container of the names: inside jit a dict's keys are sorted.
     """
@@ -300,7 +305,7 @@ def diagnosis_order(names: Iterable[str]) -> list[str]:
 
 
 def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """`state.fault`, or this step with its first term that is not finite (judged on the device: no sync)."""
+    """`state.fault`, or this step with its first term that is not finite; computed on the device."""
     bad = jnp.stack([~jnp.isfinite(terms.get(name, 0.0)) for name in diagnosis_order(state.epoch_sums)])
     is_first = bad.any() & (state.fault['step'] < 0)
     return {
@@ -356,9 +361,10 @@ def make_eval_step(dataset: 'Dataset', networks: Networks, taps: tuple[int, ...]
         outputs = networks.student.apply(student, images, taps=taps)
         logits = {STUDENT: outputs.logits}
         if teacher:
-            logits[joint.TEACHER] = networks.teacher.apply(teacher, images).logits
+            network = required(networks.teacher, 'a teacher')
+            logits[joint.TEACHER] = network.apply(teacher, images).logits
             if taps:
-                paths = joint.residual_paths(networks.teacher, teacher, outputs.taps, taps)
+                paths = joint.residual_paths(network, teacher, outputs.taps, taps)
                 logits |= {name: z for name, (z, _) in zip(joint.path_names(taps), paths)}
         right = jnp.where(batch['mask'], outputs.logits.argmax(-1) == labels, -1).astype(jnp.int8)
         return {name: counts(z, labels, batch['mask']) for name, z in logits.items()}, right

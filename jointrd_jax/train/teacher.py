@@ -1,19 +1,22 @@
-"""The frozen teacher of a run: where it comes from, and whether it is what it claims to be."""
+"""The frozen teacher of a run: where it comes from, and whether it is as good as recorded."""
 
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 
 from jointrd_jax import data
-from jointrd_jax.data.base import as_config
 from jointrd_jax.data.folds import overlap
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.joint import Method
 from jointrd_jax.method.networks import Network, Variables
-from jointrd_jax.runs import from_config, run_directory, weights
+from jointrd_jax.runs import from_config, pretrained, run_directory
+from jointrd_jax.runs.summary import SUMMARY, Summary
 from jointrd_jax.train import preflight
 
+ABOVE_CHANCE = 5.0  # points, or CHANCE_DEVIATIONS standard deviations of guessing where there are few images
+CHANCE_DEVIATIONS = 4
 TOLERANCE = 0.5  # points between a teacher's recorded accuracy and what it shows here
 
 
@@ -23,7 +26,7 @@ class Teacher(NamedTuple):
     network: Network
     variables: Variables
     origin: str
-    summary: dict[str, Any]
+    summary: Summary
     digest: str
     top1: float | None = None  # here, percent; None until evaluated
 
@@ -44,33 +47,54 @@ def load(
       UserError: there is none, or it does not fit the student, the method or the dataset.
     """
     what, channels = f'teacher {path}', dataset.image_shape[-1]
-    if weights.is_weight_file(path):
-        network, variables, about = weights.load(path, from_config.resnet(config, len(dataset.classes)), channels)
-        found = run_directory.Run(path, config, network, variables, about or as_config(dataset), {})
-    else:
-        found = run_directory.load(path, config.teacher.which)
+    resnet = from_config.resnet(config, len(dataset.classes))
+    found = pretrained.load(path, config, resnet, dataset.description, config.teacher.which)
     if found.summary is None:
-        raise UserError(f'{what} is not a finished run: it has no {run_directory.SUMMARY}; continue its training first')
-    preflight.classes(what, found.data['classes'], dataset.classes)
-    if overlap(found.data['dataset'], dataset.name):
+        raise UserError(f'{what} is not a finished run: it has no {SUMMARY}; continue its training first')
+    preflight.classes(what, found.data.classes, dataset.classes)
+    if overlap(found.data.dataset, dataset.name):
         raise UserError(
-            f'{what} was trained on {found.data["dataset"]}: it has seen images that this run, of {dataset.name}, '
+            f'{what} was trained on {found.data.dataset}: it has seen images that this run, of {dataset.name}, '
             'is evaluated on'
         )
     network = found.network.clone(dtype=student.dtype, remat=student.remat)
     if method.taps or method.distill_weight:
         preflight.same(what, network, student, preflight.SHAPE_FIELDS)
-    if found.data['image_shape'][-1] != channels:
-        raise UserError(f'{what} sees {found.data["image_shape"][-1]} channels, this dataset has {channels}')
+    if found.data.image_shape[-1] != channels:
+        raise UserError(f'{what} sees {found.data.image_shape[-1]} channels, this dataset has {channels}')
     return Teacher(network, found.variables, str(path), found.summary, run_directory.digest(found.variables))
 
 
 def check_record(teacher: Teacher, top1: float, which: str, dataset: data.Dataset) -> None:
     """Raises UserError if the `which` ('last' | 'best') top-1 that its run recorded on these images is not `top1`."""
-    recorded = teacher.summary.get(f'{which}_top1')
-    same_images = teacher.summary.get('eval_images') == [dataset.name, dataset.eval_size]
+    recorded = teacher.summary.last_top1 if which == 'last' else teacher.summary.best_top1
+    same_images = teacher.summary.eval_images == [dataset.name, dataset.eval_size]
     if recorded is not None and same_images and abs(top1 - recorded) > TOLERANCE:
         raise UserError(
             f'teacher {teacher.origin} reaches {top1:.2f} % top-1 here but its summary records {recorded:.2f} %; '
             'its checkpoint or the data is not what it was'
+        )
+
+
+def check_useful(teacher: Teacher, top1: float, least: float, dataset: data.Dataset) -> None:
+    """Raises UserError if `top1` is below `least` percent, or (a negative `least`) no better than guessing.
+
+    Where its own run measured it on these images, it is what it was meant to be, and only a positive `least` counts.
+    """
+    images = (
+        f'{teacher.origin} reaches {top1:.2f} % top-1 on the {dataset.eval_size} evaluation images of {dataset.name}'
+    )
+    if least >= 0:
+        if top1 < least:
+            raise UserError(f'teacher {images}, less than config.teacher.least_top1={least:g}')
+        return
+    if teacher.summary.eval_images == [dataset.name, dataset.eval_size]:
+        return
+    chance = 1 / len(dataset.classes)
+    deviation = math.sqrt(chance * (1 - chance) / dataset.eval_size)
+    if top1 / 100 - chance < min(max(ABOVE_CHANCE / 100, CHANCE_DEVIATIONS * deviation), (1 - chance) / 2):
+        raise UserError(
+            f'teacher {images}, near chance ({100 * chance:.2f} %): its classes may be in another order, or it may '
+            'want another normalisation or image size; give a teacher of this dataset, or go on with this one by '
+            'config.teacher.least_top1=0'
         )

@@ -7,6 +7,7 @@ trained; a tracker that cannot write any more is given up with one line, and the
 import abc
 import contextlib
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -18,10 +19,15 @@ import ml_collections
 import numpy as np
 
 from jointrd_jax import config as config_lib
-from jointrd_jax.errors import require
+from jointrd_jax.errors import UserError, require
 from jointrd_jax.method.networks import Variables
+from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import buckets, distributed, files
 
+SHOWN_IMAGES = 16  # augmented training images, when a run begins
+WANDB_ID = 'wandb_id'  # file of the run: which run it is there
+WANDB_MODES = ('online', 'offline', 'disabled', 'shared', 'dryrun', 'run')
+WANDB_SECONDS = 15
 TENSORBOARD = 'tensorboard'  # subdirectory of the run
 
 
@@ -31,7 +37,7 @@ class Tracker(abc.ABC):
     every = 1  # epochs between scalars
 
     @abc.abstractmethod
-    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+    def scalars(self, step: int, values: dict[str, Any]) -> None: ...
 
     @abc.abstractmethod
     def histogram(self, step: int, name: str, values: np.ndarray) -> None: ...
@@ -41,7 +47,7 @@ class Tracker(abc.ABC):
         """Images [N, H, W, C] uint8."""
 
     @abc.abstractmethod
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         """The run is complete: hyperparameters beside its result."""
 
     @abc.abstractmethod
@@ -63,14 +69,15 @@ class TensorBoard(Tracker):
         from tensorboardX.record_writer import RecordWriter
 
         self.every, self.config = config.log.tensorboard, config
-        self.protos, self.event = summary, event_pb2.Event
+        events: Any = event_pb2  # made by protobuf, which annotates nothing
+        self.protos, self.event = summary, events.Event
         name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
         self.place = workdir / TENSORBOARD / name
         self.file = local_directory(workdir / TENSORBOARD) / name
         self.writer = RecordWriter(str(self.file))
         self.write(file_version='brain.Event:2')
         if step:
-            self.write(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+            self.write(step=step + 1, session_log=events.SessionLog(status=events.SessionLog.START))
 
     def write(self, **event: Any) -> None:
         self.writer.write(self.event(wall_time=time.time(), **event).SerializeToString())
@@ -94,10 +101,10 @@ class TensorBoard(Tracker):
         self.write(step=step, summary=self.protos.text(name, ', '.join(captions)))
 
     def finish(self, summary):
-        results = {f'result/{name}': summary[name] for name in ('last_top1', 'best_top1')}
+        results = {'result/last_top1': summary.last_top1, 'result/best_top1': summary.best_top1}
         for part in self.protos.hparams(hyperparameters(self.config), results):
-            self.write(step=summary['steps'], summary=part)
-        self.scalars(summary['steps'], results)
+            self.write(step=summary.steps, summary=part)
+        self.scalars(summary.steps, results)
 
     def close(self):
         self.writer.close()
@@ -105,13 +112,14 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """Weights & Biases; WANDB_MODE=offline keeps everything in RUN/wandb. A resumed run continues its own."""
+    """Weights & Biases, as its own variables say: WANDB_MODE=offline keeps everything in RUN/wandb, and WANDB_PROJECT,
+    WANDB_NAME and WANDB_RUN_ID name the run. A resumed run continues its own."""
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, step: int):
         self.wandb = require('wandb', 'wandb')
         self.run = self.wandb.init(
-            project='jointrd_jax', name=workdir.name, dir=str(local_directory(workdir)), id=run_id(workdir),
-            resume='allow',
+            project=os.environ.get('WANDB_PROJECT') or 'jointrd_jax', name=os.environ.get('WANDB_NAME') or workdir.name,
+            dir=str(local_directory(workdir)), id=run_id(workdir), resume='allow',
             config=hyperparameters(config), settings=self.wandb.Settings(silent=True, console='off'),
         )  # fmt: skip
 
@@ -126,7 +134,8 @@ class WandB(Tracker):
         self.run.log({name: shown}, step=step)
 
     def finish(self, summary):
-        self.run.summary.update({name: summary[name] for name in ('last_top1', 'best_top1', 'wall_seconds')})
+        found = {name: getattr(summary, name) for name in ('last_top1', 'best_top1', 'wall_seconds')}
+        self.run.summary.update(found)
 
     def close(self):
         self.run.finish()
@@ -141,10 +150,37 @@ def local_directory(place: Path) -> Path:
 
 
 def run_id(workdir: Path) -> str:
-    """The same for the same directory, so that a resumed run finds itself."""
-    import hashlib
+    """WANDB_RUN_ID, or a random one that is kept in the workdir: a resumed run finds itself, a new one is another."""
+    kept = workdir / WANDB_ID
+    with buckets.answering(kept):
+        before = kept.read_text().strip() if kept.is_file() else ''
+    found = os.environ.get('WANDB_RUN_ID') or before or secrets.token_hex(8)
+    if found != before:
+        files.write_atomically(kept, f'{found}\n')
+    return found
 
-    return hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+
+def check_wandb() -> None:
+    """That Weights & Biases can be written to, before there is anything to lose.
+
+    Raises:
+      UserError: not installed, an unknown WANDB_MODE, not logged in, or not reachable.
+    """
+    wandb, mode = require('wandb', 'wandb'), os.environ.get('WANDB_MODE', 'online')
+    if mode not in WANDB_MODES:
+        raise UserError(f'WANDB_MODE={mode} is none of {", ".join(WANDB_MODES)}; disabled switches it off')
+    if mode not in ('online', 'run', 'shared'):
+        return
+    try:
+        ready = wandb.login(verify=True, timeout=WANDB_SECONDS)
+        why = 'no key is known'
+    except Exception as error:  # of its many kinds
+        ready, why = False, files.reason(error)
+    if not ready:
+        raise UserError(
+            f'config.log.tracker=wandb cannot log in ({why.rstrip(".")}); run wandb login, set WANDB_API_KEY, or keep '
+            'everything here with WANDB_MODE=offline'
+        )
 
 
 def hyperparameters(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -167,8 +203,16 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.log.tensorboard:
         require('tensorboardX', 'tensorboard')
         require('PIL', 'tensorboard')  # it writes images by
-    if config.log.tracker:
-        require(config.log.tracker, config.log.tracker)
+    if config.log.tracker == 'wandb' and distributed.is_first():
+        check_wandb()
+
+
+def failures() -> tuple[type[BaseException], ...]:
+    """What a tracker that cannot write raises."""
+    import sys
+
+    wandb = sys.modules.get('wandb')
+    return (*buckets.failures(), *([wandb.Error] if wandb else []))
 
 
 class Trackers:
@@ -190,27 +234,27 @@ class Trackers:
             if asked and distributed.is_first():
                 try:
                     self.all.append(tracker(config, workdir, step))
-                except buckets.failures() as error:
+                except failures() as error:
                     self.say_given_up(tracker, error)
 
     def say_given_up(self, kind: type[Tracker], error: BaseException) -> None:
         self.say(f'{kind.__name__} cannot be written ({files.reason(error)}): the run goes on without it')
 
     def tell(self, tracker: Tracker, what: Callable[[Tracker], None]) -> None:
-        """`what` with a tracker, which is given up if it cannot write."""
+        """Call `what` with a tracker, which is given up if it cannot write."""
         try:
             what(tracker)
-        except buckets.failures() as error:
+        except failures() as error:
             self.all = [other for other in self.all if other is not tracker]
-            with contextlib.suppress(*buckets.failures()):
+            with contextlib.suppress(*failures()):
                 tracker.close()
             self.say_given_up(type(tracker), error)
 
     def samples(self, step: int, dataset: Any, images: jax.Array, labels: jax.Array) -> None:
         """What the network sees of a training batch: normalised, augmented `images`."""
-        number = min(self.config.log.images, len(labels))
+        number = min(SHOWN_IMAGES, len(labels))
         if self.all and number:
-            pixels = to_pixels(jax.device_get(images[:number]), dataset.mean, dataset.std)
+            pixels = dataset.description.to_uint8(jax.device_get(images[:number]))
             captions = [dataset.classes[label] for label in jax.device_get(labels[:number])]
             for tracker in self.all:
                 self.tell(tracker, lambda tracker: tracker.images(step, 'augmented', pixels, captions))
@@ -235,15 +279,10 @@ class Trackers:
     def due(self, epoch: int, every: int) -> bool:
         return epoch % every == 0 or epoch in (1, self.epochs)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         for tracker in self.all:
             self.tell(tracker, lambda tracker: tracker.finish(summary))
 
     def close(self) -> None:
         for tracker in self.all:
             self.tell(tracker, lambda tracker: tracker.close())
-
-
-def to_pixels(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Normalised images back to uint8."""
-    return np.clip(np.round((images * np.float32(std) + np.float32(mean)) * 255), 0, 255).astype(np.uint8)

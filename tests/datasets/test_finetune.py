@@ -35,7 +35,7 @@ def test_a_trained_network_gets_a_new_head(tmp_path, quiet):
     config.optimizer.learning_rate = 1e-9
     loop.run(config, tmp_path / 'second', quiet)
     before, after = (run_directory.load(tmp_path / name) for name in ('first', 'second'))
-    assert after.data['classes'] == ['cat', 'dog']
+    assert after.data.classes == ('cat', 'dog')
     assert after.variables['params']['head']['kernel'].shape[-1] == 2
     for block in before.network.block_names:
         a, b = before.variables['params'][block], after.variables['params'][block]

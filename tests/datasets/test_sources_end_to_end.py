@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.train import loop
+from jointrd_jax.train import loop, setup
 from tests.support import real_data
 from tests.support.configs import ROOT, QuietReporter
 from tests.support.faults import Stopping, outcome, run_with_stops, stop
@@ -34,9 +34,9 @@ def fixture(kind, root):
 @pytest.mark.parametrize(('kind', 'evaluated'), [('cifar10', 4), ('array_record', 6), ('tfrecord', 6), ('folder', 6)])
 def test_a_run_on_each_kind_of_source(tmp_path, kind, evaluated):
     summary = loop.run(config(kind, fixture(kind, tmp_path / 'data')), tmp_path / 'run')
-    assert summary['eval_images'][1] == evaluated
-    assert summary['steps'] == 2 * (4 if kind == 'cifar10' else 3)
-    assert 0 <= summary['last_top1'] <= 100
+    assert summary.eval_images[1] == evaluated
+    assert summary.steps == 2 * (4 if kind == 'cifar10' else 3)
+    assert 0 <= summary.last_top1 <= 100
 
 
 class CutOff(QuietReporter):
@@ -77,7 +77,7 @@ def test_bad_images_of_before_a_stop_are_counted(tmp_path):
     stop(made, tmp_path / 'run', Stopping(5))
     for file, content in zip(bad, whole):
         file.write_bytes(content)
-    assert loop.run(made, tmp_path / 'run', QuietReporter('run'))['skipped_images'] == 2
+    assert loop.run(made, tmp_path / 'run', QuietReporter('run')).skipped_images == 2
 
 
 class Spoiling(QuietReporter):
@@ -117,3 +117,14 @@ def test_a_bad_image_in_a_worker_is_one_line_on_standard_error(tmp_path):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f'error: {shard}, record 4: its checksum is wrong')
+
+
+def test_a_stem_that_does_not_fit_the_images_is_pointed_out(tmp_path, caplog):
+    made = config('folder', fixture('folder', tmp_path / 'data'))
+    made.dataset.image_size, made.dataset.resize = 160, 160
+    setup.make(made, tmp_path / 'run').dataset.close()
+    assert 'stem=cifar does not shrink images, and these of 160x160 pixels make a step about 16 times' in caplog.text
+    real_data.cifar10(tmp_path / 'tfds')
+    made.dataset.name, made.dataset.data_dir, made.model.stem = 'cifar10', str(tmp_path / 'tfds'), 'imagenet'
+    setup.make(made, tmp_path / 'run').dataset.close()
+    assert 'stem=imagenet shrinks images to a quarter, which leaves little of these of 32x32 pixels' in caplog.text

@@ -2,7 +2,6 @@ import itertools
 import os
 import re
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -225,12 +224,10 @@ def test_a_worker_that_dies_ends_the_run(imagenet):
     batches = dataset.train_batches(0)
     next(batches)
     os.kill(workers_alive()[0].pid, signal.SIGKILL)
-    started = time.monotonic()
     with pytest.raises(UserError, match=r'an input worker of imagenet2012/5.0.0 died .*-9.* lower dataset.workers'):
         for _ in zip(batches, range(1000)):
             pass
     dataset.close()
-    assert time.monotonic() - started < 40
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ import io
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -114,10 +113,8 @@ def test_configurations_of_a_dataset(tmp_path):
 
 
 def test_an_unprepared_dataset_names_all_that_is_needed(tmp_path):
-    started = time.monotonic()
     with pytest.raises(UserError) as error:
         data.load(real_data.config('imagenet2012', tmp_path))
-    assert time.monotonic() - started < 15
     for part in (
         "'imagenet2012', version any", str(tmp_path / 'imagenet2012'), 'versions there: none',
         'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar', str(tmp_path / 'downloads' / 'manual'),
@@ -270,5 +267,32 @@ def test_a_bad_image_in_memory_names_the_record(tmp_path):
     found = real_data.examples('cifar10')
     found[2]['image'] = io.BytesIO(found[2]['image'].read()[:300])
     real_data.write_tfds(tmp_path, 'cut', {'train': [found], 'test': [real_data.examples('cifar10')]})
-    with pytest.raises(UserError, match=r'cut-train.array_record-00000-of-00001, record 2: cannot be decoded'):
+    with pytest.raises(
+        UserError, match=r'cut-train.array_record-00000-of-00001, record 2 .class 8.: cannot be decoded'
+    ):
         data.load(real_data.config('cut', tmp_path))
+
+
+def test_a_directory_that_is_not_what_holds_the_datasets_is_called_what_it_is(tmp_path):
+    version = real_data.cifar10(tmp_path / 'data')
+    for place in (version.parent, version):
+        with pytest.raises(UserError, match=rf'data_dir={place} is too deep.*; set dataset.data_dir={tmp_path}/data$'):
+            data.load(real_data.config('cifar10', place))
+    with pytest.raises(
+        UserError, match=rf'not in {tmp_path} but in {tmp_path}/data; set dataset.data_dir={tmp_path}/d'
+    ):
+        data.load(real_data.config('cifar10', tmp_path))
+    with pytest.raises(UserError, match=f'data_dir={tmp_path}/nowhere is not a directory'):
+        data.load(real_data.config('cifar10', tmp_path / 'nowhere'))
+    with pytest.raises(
+        UserError, match='is a prepared TFDS dataset, not a folder of images: set dataset.name to cifar10'
+    ):
+        data.load(real_data.config('folder', version))
+    (version / 'dataset_info.json').rename(tmp_path / 'info')
+    message = rf'{version} has no dataset_info.json, so it was copied in part or its preparation did not end; copy it'
+    with pytest.raises(UserError, match=message):
+        data.load(real_data.config('cifar10', tmp_path / 'data'))
+    (tmp_path / 'info').rename(version / 'dataset_info.json')
+    (version / 'features.json').unlink()
+    with pytest.raises(UserError, match=f'{version}: its metadata cannot be read'):
+        data.load(real_data.config('cifar10', tmp_path / 'data'))

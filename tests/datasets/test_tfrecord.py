@@ -91,17 +91,17 @@ def test_the_index_is_built_once_and_again_when_stale(shard, monkeypatch):
 
 def test_the_index_of_a_read_only_directory_goes_to_the_users_cache(tmp_path, shard, monkeypatch):
     """Root may write anywhere, so the directory is made unwritable by having the file's name taken by a directory."""
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('JOINTRD_CACHE_DIR', str(tmp_path / 'cache'))
     tfrecord.index([str(shard)])
     (beside,) = shard.parent.glob('.index-*')
     beside.unlink()
     beside.mkdir()
     assert len(tfrecord.index([str(shard)])[0]) == len(RECORDS) + 1
-    (cached,) = (tmp_path / 'cache' / 'jointrd_jax').iterdir()
+    (cached,) = (tmp_path / 'cache').iterdir()
     monkeypatch.setattr(tfrecord, 'scan', None)
     assert len(tfrecord.index([str(shard)])[0]) == len(RECORDS) + 1
     monkeypatch.undo()
-    monkeypatch.setenv('XDG_CACHE_HOME', str(shard))  # nothing can be written: said, and no reason to stop
+    monkeypatch.setenv('JOINTRD_CACHE_DIR', str(shard))  # nothing can be written: said, and no reason to stop
     cached.unlink()
     assert len(tfrecord.index([str(shard)])[0]) == len(RECORDS) + 1
 

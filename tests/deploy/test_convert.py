@@ -40,7 +40,7 @@ def test_a_run_there_and_back(tmp_path):
     assert run.network == network
     assert run.data == first.data
     assert run.config.dataset.name == 'digits'
-    assert run.summary['student_digest'] == first.summary['student_digest']
+    assert run.summary.student_digest == first.summary.student_digest
     equal(run.variables, variables)
 
 
@@ -50,16 +50,16 @@ def test_a_foreign_file_becomes_a_run(tmp_path):
     convert(tmp_path / 'w.safetensors', tmp_path / 'run', image_size=48)
     run = run_directory.load(tmp_path / 'run')
     assert (run.config.procedure, run.config.model.depth, run.config.model.stem) == ('resnet', 18, 'imagenet')
-    assert run.data['image_shape'] == [48, 48, 3]
-    assert run.data['mean'] == [0.485, 0.456, 0.406]
-    assert run.data['classes'] == list('01234')
+    assert run.data.image_shape == (48, 48, 3)
+    assert run.data.mean == (0.485, 0.456, 0.406)
+    assert run.data.classes == tuple('01234')
     equal(run.variables, variables)
 
 
 def test_a_dataset_gives_names_and_normalisation(tmp_path):
     foreign_file(tmp_path / 'w.safetensors', Network((1, 1), width=4, num_classes=10, stem_kind='cifar'))
     convert(tmp_path / 'w.safetensors', tmp_path / 'run', dataset='digits')
-    assert run_directory.load(tmp_path / 'run').data['image_shape'] == [8, 8, 1]
+    assert run_directory.load(tmp_path / 'run').data.image_shape == (8, 8, 1)
     foreign_file(tmp_path / 'v.safetensors', Network((1, 1), width=4, num_classes=7, stem_kind='cifar'))
     with pytest.raises(UserError, match=r'7 classes and 1 channels, digits has 10 and 1'):
         convert(tmp_path / 'v.safetensors', tmp_path / 'other', dataset='digits')
@@ -101,6 +101,9 @@ def test_imported_weights_teach(tmp_path, as_run):
     config = default()
     config.model.stage_sizes, config.model.width = (1, 1), 4
     config.batch_size, config.eval_batch_size, config.teacher.path = 256, 512, str(path)
+    with pytest.raises(UserError, match=r'near chance \(10\.00 %\).*least_top1=0'):
+        Job(config, tmp_path, setup.make(config, tmp_path / 'run'), Reporter('test'))
+    config.teacher.least_top1 = 0.0
     teacher = Job(config, tmp_path, setup.make(config, tmp_path / 'run'), Reporter('test')).teacher
     assert teacher.origin == str(path)
     assert teacher.top1 < 40  # random weights: what matters is that they were run

@@ -8,14 +8,14 @@ from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS, with_slope
 from jointrd_jax.method.networks import SHORTCUTS, Network, create
 from tests.support.networks import images_like, randomised, relative_difference
 
-IMAGE = {'cifar': (16, 16, 3), 'imagenet': (48, 48, 3)}
+IMAGE = {'cifar': (16, 16, 3), 'imagenet': (48, 48, 3), 'pool_first': (48, 48, 3)}
 
 
 def logits(network: Network, variables, images) -> np.ndarray:
     return np.asarray(jax.jit(network.apply)(variables, images).logits)
 
 
-@pytest.mark.parametrize('stem', ['cifar', 'imagenet'])
+@pytest.mark.parametrize('stem', ['cifar', 'imagenet', 'pool_first'])
 @pytest.mark.parametrize('shortcuts', SHORTCUTS)
 @pytest.mark.parametrize('bottleneck', [False, True])
 def test_a_folded_network_computes_the_same(bottleneck, shortcuts, stem):

@@ -16,7 +16,7 @@ def folded(network, image_shape):
     return folding.fold(network, randomised(network, image_shape), image_shape)
 
 
-def with_activation(op, slope, size=3):
+def with_activation(op, slope):
     """Convolution, activation, max-pool with padding, activation, pooling and head, on images of 9 x 8 pixels."""
     rng = np.random.default_rng(0)
 
@@ -24,10 +24,13 @@ def with_activation(op, slope, size=3):
         kernel = rng.normal(0, 0.5, (3, 3, inputs, 6)).astype(np.float32)
         return Node('conv', (x,), name, kernel, rng.normal(-1, 1, 6).astype(np.float32), size=3)
 
+    # The pool comes first where the activation may fall.
+    first = [Node(op, ('c1',), 'a1', slope=slope), Node('max_pool', ('a1',), 'pool', size=3, stride=2)]
+    if op == 'prelu':
+        first = [Node('max_pool', ('c1',), 'a1', size=3, stride=2), Node(op, ('a1',), 'pool', slope=slope)]
     nodes = (
         conv('images', 'c1', 2),
-        Node(op, ('c1',), 'a1', slope=slope),
-        Node('max_pool', ('a1',), 'pool', size=size, stride=2),
+        *first,
         conv('pool', 'c2', 6),
         Node(op, ('c2',), 'a2', slope=slope),
         Node('average_pool', ('a2',), 'avgpool'),
@@ -48,16 +51,14 @@ def in_tflite_micro(blob, images):
     from tflite_micro.python.tflite_micro import runtime
 
     interpreter, logits = runtime.Interpreter.from_bytes(blob, arena_size=4 << 20), []
-    ends = [interpreter.get_input_details(0), interpreter.get_output_details(0)]
-    entry, result = (
-        (end['quantization_parameters']['scales'], end['quantization_parameters']['zero_points']) for end in ends
-    )
+    entry, result = interpreter.get_input_details(0), interpreter.get_output_details(0)
+    for end in (entry, result):
+        held = end['quantization_parameters']
+        end['quantization'] = (held['scales'][0], held['zero_points'][0]) if len(held['scales']) else (0, 0)
     for image in images:
-        given = runner.to_int8(image[None], entry[0][0], entry[1][0], np.int8) if len(entry[0]) else image[None]
-        interpreter.set_input(given, 0)
+        interpreter.set_input(runner.to_int8(image[None], entry), 0)
         interpreter.invoke()
-        found = np.array(interpreter.get_output(0))
-        logits.append(runner.from_int8(found, result[0][0], result[1][0]) if len(result[0]) else found)
+        logits.append(runner.from_int8(np.array(interpreter.get_output(0)), result))
     return np.concatenate(logits)
 
 

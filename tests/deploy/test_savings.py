@@ -26,7 +26,9 @@ def test_the_report_has_every_network_and_figure(report):
     assert found['plain']['latency']['ONNX Runtime']['ratio'] > 0
     assert 0 < found['plain']['shortcut_share'] + found['ResNet']['shortcut_share'] < 1
     text = (out / 'report.md').read_text()
-    assert text.count('| resnet18 | plain |') == 3
+    assert text.count('| resnet18 | plain |') == 4
+    assert found['plain']['predicted_bytes']['tflite_micro int8'] * 4 == found['plain']['peak_bytes']['nothing']
+    assert 'in_place, 1 byte: vela, rknn' in text
     assert 'up to 1.4x faster' in text
 
 

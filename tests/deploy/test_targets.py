@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_a_stale_or_changed_export_is_refused(tmp_path):
     with pytest.raises(UserError, match='which is not here'):
         asked(runs=[str(tmp_path / 'out')], targets=FAST[:1])
     others = jax.tree.map(lambda leaf: leaf + 1, held.variables)
-    summary = {**held.summary, 'student_digest': run_directory.digest(others)}
+    summary = dataclasses.replace(held.summary, student_digest=run_directory.digest(others))
     run_directory.save(tmp_path / 'run', held.config, others, held.data, summary)
     with pytest.raises(UserError, match='is older than the checkpoint'):
         asked(runs=[str(tmp_path / 'out')], targets=FAST[:1])

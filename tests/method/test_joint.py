@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,19 +28,20 @@ def test_terms_are_called_what_the_loss_reports():
         joint.Method((2, 4), distill_weight=1e-3).without_mixing(),
         joint.Method(kl_alpha=0.5),
     ):
-        shapes = jax.eval_shape(lambda m=method: terms_of(m))
-        assert sorted(shapes) == sorted(joint.term_names(method))
+        assert sorted(terms_of(method, jax.random.key(0))) == sorted(joint.term_names(method))
 
 
-def terms_of(method):
+def terms_of(method, key):
+    """The named terms of the loss of fresh networks."""
     networks = joint.Networks(STUDENT, TEACHER, Connectors())
     p, r = random_variables(STUDENT, 0), random_variables(TEACHER, 1)
-    outputs = TEACHER.apply(r, IMAGES)
+    outputs = jax.jit(TEACHER.apply)(r, IMAGES)
     maps = dict.fromkeys(joint.path_names(method.taps), outputs.features)
-    c = networks.connectors.init(jax.random.key(0), maps, train=False)
+    c = networks.connectors.init(key, maps, train=False)
     params, batch_stats = ({'student': p[name], 'connectors': c[name]} for name in ('params', 'batch_stats'))
     view = joint.TeacherView(r, jnp.zeros(outputs.features.shape[-1])).with_outputs(outputs)
-    return joint.joint_loss(params, batch_stats, IMAGES, LABELS, networks=networks, method=method, teacher=view)[1][0]
+    loss = functools.partial(joint.joint_loss, networks=networks, method=method)
+    return jax.eval_shape(loss, params, batch_stats, IMAGES, LABELS, teacher=view)[1][0]
 
 
 def test_mixing_weight():

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 from jointrd_jax.report import charts, collect, page, predictions
 from jointrd_jax.report.charts import Series
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.system import files
 from tests.support.configs import ROOT
 from tests.support.runs import digits_run
@@ -49,6 +50,19 @@ class Page(html.parser.HTMLParser):
             self.words.append(data)
 
 
+TARGETS = {
+    'command': 'jointrd targets RUN',
+    'network': 'plain',
+    'rows': [
+        dict(target='vela', configuration='u55-256', network='ResNet', memory_bytes=1764 * 1024, time_ms=52.0),
+        dict(
+            target='vela', configuration='u55-256', network='plain', memory_bytes=1176 * 1024, time_ms=37.6, faster=1.38
+        ),
+        dict(target='mnn', configuration='float32', network='plain', outcome='hangs', reason='no answer after 600 s'),
+    ],
+}
+
+
 @pytest.fixture(scope='module')
 def report(watched_run, tmp_path_factory):
     """The report of a JointRD run with its teacher and an export, and what `write` returned."""
@@ -56,6 +70,7 @@ def report(watched_run, tmp_path_factory):
     shutil.copytree(watched_run, workdir)
     (workdir / 'exported').mkdir()
     files.write_json(workdir / 'exported' / 'export.json', {**EXPORT, 'run': str(workdir)})
+    files.write_json(workdir / 'exported' / 'targets.json', TARGETS)
     out = workdir.parent / 'pages' / 'report.html'
     written = page.write([workdir], out)
     return Page(out), out.read_text(), written
@@ -64,13 +79,14 @@ def report(watched_run, tmp_path_factory):
 def test_it_shows_every_part(report, watched_run):
     shown, _, written = report
     assert written == {'runs': 2, 'variants': ['resnet', 'jointrd'], 'left_out': []}
-    summary = run_directory.read_summary(watched_run)
-    assert f'{summary["last_top1"]:.2f}' in shown.text and f'{summary["teacher_top1"]:.2f}' in shown.text
-    assert f'reaches {summary["last_top1"]:.2f} % top-1 by JointRD' in shown.text and 'best of' not in shown.text
+    summary = summary_lib.read(watched_run)
+    assert f'{summary.last_top1:.2f}' in shown.text and f'{summary.teacher_top1:.2f}' in shown.text
+    assert f'reaches {summary.last_top1:.2f} % top-1 by JointRD' in shown.text and 'best of' not in shown.text
     for part in ('Result', 'procedure', 'Curves', 'Mixing weight', 'The hybrids', 'path1: 1 block plain',
                  "the teacher's share of each stage's gradient", 'through the teacher', 'stage3: gradient norm',
                  'What it gets wrong', '% sure', 'network.onnx', '48.8 KiB', '2.0e-07',
-                 'but not made from its last weights'):  # fmt: skip
+                 'but not made from its last weights', 'What targets say of it', 'vela u55-256', '1176', '1.38',
+                 'hangs: no answer after 600 s'):  # fmt: skip
         assert part in shown.text, part
     assert shown.tags['svg'] >= 15 and shown.tags['polyline'] >= 20
 
@@ -107,7 +123,7 @@ def test_a_run_at_work_and_a_run_without_data(watched_run, tmp_path):
         shutil.copytree(watched_run, path, ignore=shutil.ignore_patterns('teacher'))
         config = files.read_json(path / run_directory.CONFIG)
         files.write_json(path / run_directory.CONFIG, {**config, 'seed': seed})
-    (at_work / run_directory.SUMMARY).unlink()
+    (at_work / summary_lib.SUMMARY).unlink()
     first = (at_work / run_directory.METRICS).read_text().splitlines()[0]
     (at_work / run_directory.METRICS).write_text(f'{first}\n{first[:50]}')
     shutil.rmtree(elsewhere / 'checkpoints')
@@ -125,13 +141,18 @@ def test_what_it_refuses(tmp_path, monkeypatch):
         page.write([tmp_path], tmp_path / 'report.html')
 
 
+def test_bars_of_targets_are_relative_to_the_longest(report):
+    assert 'style="width: 66.7%"' in report[1]  # 1176 of 1764 KiB
+    assert 'style="width: 72.3%"' in report[1]  # 37.6 of 52 ms
+
+
 def test_an_export_that_lies_elsewhere(watched_run, tmp_path):
     run, out, export = tmp_path / 'run', tmp_path / 'report.html', tmp_path / 'export'
     shutil.copytree(watched_run, run, ignore=shutil.ignore_patterns('teacher'))
     export.mkdir()
     for about, said in (
         ({'run': str(run)}, f'Of {run} , but not made from its last weights'),
-        ({'digest': run_directory.read_summary(run)['student_digest']}, f'Made from exactly the weights of {run} .'),
+        ({'digest': summary_lib.read(run).student_digest}, f'Made from exactly the weights of {run} .'),
         ({}, 'Of the run elsewhere , which is not in this report.'),
     ):
         files.write_json(export / 'export.json', {**EXPORT, **about})
@@ -160,10 +181,10 @@ def test_imported_weights_are_shown_as_unmeasured(tmp_path):
         (run_directory.METRICS, '\xff'),
         (run_directory.METRICS, '{"epoch": 1, "top1": "much"}\n'),
         (run_directory.METRICS, 'torn\n{"epoch": 1}\n'),
-        (run_directory.SUMMARY, '{"wall_seconds": 1}'),
-        (run_directory.SUMMARY, '[]'),
-        (run_directory.SUMMARY, '{'),
-        (run_directory.SUMMARY, '{"wall_seconds": 1, "procedure": "plain", "last_top1": "much"}'),
+        (summary_lib.SUMMARY, '{"wall_seconds": 1}'),
+        (summary_lib.SUMMARY, '[]'),
+        (summary_lib.SUMMARY, '{'),
+        (summary_lib.SUMMARY, '{"wall_seconds": 1, "procedure": "plain", "last_top1": "much"}'),
         (run_directory.NOT_FINITE, '[]'),
         (run_directory.NOT_FINITE, '{}'),
     ],
@@ -237,10 +258,16 @@ def test_headline_says_which_shortcuts_are_kept(shortcuts, kept):
     assert f'A network of 18 layers {kept} reaches' in text
 
 
+def result(procedure='plain', wall_seconds=1.0, **fields):
+    return summary_lib.Summary(procedure=procedure, wall_seconds=wall_seconds, **fields)
+
+
 def record(procedure='plain', seed=0, summary=None, **fields):
     defaults = {name: field.default for name, field in collect.config_lib.FIELDS.items()}
     config = {**defaults, 'procedure': procedure, 'seed': seed, **{k.replace('__', '.'): v for k, v in fields.items()}}
-    return collect.Record(ROOT / procedure / str(seed), json.loads(json.dumps(config)), [], summary)
+    return collect.Record(
+        ROOT / procedure / str(seed), json.loads(json.dumps(config)), [], summary and result(**summary)
+    )
 
 
 def test_variants_are_named_by_what_differs():
@@ -310,7 +337,8 @@ def test_confusion_of_many_classes_lists_pairs():
     number = predictions.MATRIX_CLASSES + 1
     matrix = np.diag(np.full(number, 9))
     matrix[3, 7], matrix[5, 1] = 4, 2
-    dataset = SimpleNamespace(classes=tuple(f'class{i}' for i in range(number)), mean=(0.5,), std=(0.2,))
+    classes = tuple(f'class{i}' for i in range(number))
+    dataset = SimpleNamespace(classes=classes, description=DataDescription('x', classes, (8, 8, 1), (0.5,), (0.2,)))
     wrong = {3: [(0.9, 7, np.zeros((8, 8, 1), np.float32))]}
     found = predictions.summarise(matrix, wrong, dataset)
     assert found.matrix is None and found.pairs == [('class3', 'class7', 4), ('class5', 'class1', 2)]

@@ -27,11 +27,13 @@ def test_the_authors_schedules():
 
 def test_warmup_and_cosine():
     config = tiny_config(
-        epochs=100, optimizer__schedule='cosine', optimizer__learning_rate=0.2, optimizer__warmup_epochs=10.0
+        epochs=100, optimizer__schedule='cosine', optimizer__learning_rate=0.2, optimizer__warmup_fraction=0.1
     )
     np.testing.assert_allclose(rates(config, [0, 5, 10, 55, 100]), [0, 0.1, 0.2, 0.1, 0], atol=1e-6)
-    config.optimizer.schedule, config.optimizer.drop_epochs = 'step', (20.0,)
-    np.testing.assert_allclose(rates(config, [5, 10, 19.9, 20]), [0.1, 0.2, 0.2, 0.02], rtol=1e-5)
+    config.optimizer.schedule, config.optimizer.drop_epochs = 'step', (20,)
+    np.testing.assert_allclose(rates(config, [5, 10, 19.9, 20, 50]), [0.1, 0.2, 0.2, 0.02, 0.02], rtol=1e-5)
+    config.optimizer.drop_epochs, config.optimizer.drop_fractions = (), (0.2, 0.5)
+    np.testing.assert_allclose(rates(config, [10, 19.9, 20, 50]), [0.2, 0.2, 0.02, 2e-3], rtol=1e-5)
 
 
 def test_optimizer_is_pytorchs_sgd():

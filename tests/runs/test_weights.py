@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import SHORTCUTS, Network, create
 from jointrd_jax.runs import weights
@@ -43,7 +44,7 @@ def test_pytorch_weights_compute_what_pytorch_computes(torch, tmp_path, depth, g
 
     theirs = torch_resnet.randomised(depth, width=8, classes=10, **grouped)
     save_file(theirs.state_dict(), tmp_path / 'resnet.safetensors')
-    network, variables, data = weights.load(tmp_path / 'resnet.safetensors')
+    network, variables, data, _ = weights.load(tmp_path / 'resnet.safetensors')
     assert (network.depth, network.width, network.num_classes, network.stem_kind) == (depth, 8, 10, 'imagenet')
     assert data is None
     images = images_like((64, 64, 3), batch=2)
@@ -77,7 +78,7 @@ def test_what_is_written_is_read_back(tmp_path, shortcuts):
         hidden=(4, 6, 5),
     )
     variables = randomised(network, (8, 8, 1))
-    data = {'dataset': 'x', 'classes': list('abcde'), 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.2]}
+    data = DataDescription('x', tuple('abcde'), (8, 8, 1), (0.5,), (0.2,))
     weights.save(tmp_path / 'w.safetensors', network, variables, data)
     loaded = weights.load(tmp_path / 'w.safetensors')
     assert loaded.network == network
@@ -144,7 +145,7 @@ def test_a_pickle_that_would_run_code_is_refused(torch, tmp_path, capsys):
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 and so on', b'hello, world', b'\x80\x02garbage', b'\xff' * 64])
 @pytest.mark.parametrize('ending', weights.ENDINGS)
 def test_a_file_that_is_not_what_its_ending_says_is_refused(request, tmp_path, ending, content):
-    if ending == '.pth':
+    if ending != '.safetensors':
         request.getfixturevalue('torch')
     path = tmp_path / f'w{ending}'
     path.write_bytes(content)
@@ -212,15 +213,15 @@ def test_metadata_that_describes_no_network_is_refused(tmp_path, change):
 def test_other_paths_are_one_clear_line(tmp_path):
     with pytest.raises(UserError, match='no such weight file'):
         weights.load(tmp_path / 'none.safetensors')
-    (tmp_path / 'w.bin').write_bytes(b'')
-    with pytest.raises(UserError, match=r"\.safetensors and \.pth files, not '\.bin'"):
-        weights.load(tmp_path / 'w.bin')
+    (tmp_path / 'w.npz').write_bytes(b'')
+    with pytest.raises(UserError, match=r"\.safetensors, .*\.pth.* files, not '\.npz'"):
+        weights.load(tmp_path / 'w.npz')
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     import sys
 
-    (tmp_path / 'w.pth').write_bytes(b'')
+    (tmp_path / 'w.pth').write_bytes(b'\x80\x02')
     monkeypatch.setitem(sys.modules, 'torch', None)
     with pytest.raises(UserError, match=r'extra \[torch\]'):
         weights.load(tmp_path / 'w.pth')

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jointrd_jax import errors
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.system import signals
 from jointrd_jax.train import loop
 from tests.support.configs import QuietReporter, shipped_config
@@ -30,10 +30,10 @@ def small_config(procedure: str = 'plain', **overrides):
 def outcome(workdir: Path) -> dict:
     """What must not depend on interruptions."""
     lines = [json.loads(line) for line in (workdir / run_directory.METRICS).read_text().splitlines()]
-    summary = run_directory.read_summary(workdir)
+    summary = summary_lib.read(workdir)
     return {
-        'digest': summary['student_digest'],
-        'top1': (summary['last_top1'], summary['best_top1'], summary['best_epoch'], summary['teacher_top1']),
+        'digest': summary.student_digest,
+        'top1': (summary.last_top1, summary.best_top1, summary.best_epoch, summary.teacher_top1),
         'last': run_directory.digest(run_directory.load(workdir, 'last').variables),
         'best': run_directory.digest(run_directory.load(workdir, 'best').variables),
         'correct': run_directory.read_correct(workdir).tolist(),

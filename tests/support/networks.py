@@ -22,8 +22,7 @@ def randomised(network: Network, image_shape: tuple[int, int, int], seed: int = 
         spread = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if name == 'kernel' else 0.3
         return rng.normal(0, spread, leaf.shape).astype(np.float32)
 
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), np.float32))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, network.shapes(image_shape))
 
 
 def images_like(image_shape: tuple[int, int, int], batch: int = 4, seed: int = 1) -> np.ndarray:

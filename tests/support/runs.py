@@ -4,10 +4,10 @@ from pathlib import Path
 
 from jointrd_jax import data
 from jointrd_jax.config import default
-from jointrd_jax.data.base import as_config
 from jointrd_jax.deploy import convert
 from jointrd_jax.method.networks import Network, Variables
 from jointrd_jax.runs import run_directory
+from jointrd_jax.runs.summary import Summary
 from tests.support.networks import randomised
 
 
@@ -16,12 +16,7 @@ def digits_run(path: Path, shortcuts: str = 'none', **fields) -> tuple[Network, 
     network = Network((1, 1), False, 4, 10, 'cifar', shortcuts, **fields)
     variables = randomised(network, (8, 8, 1))
     config = convert.config_of(network, 'digits')
-    summary = {
-        'procedure': config.procedure,
-        'last_top1': None,
-        'best_top1': None,
-        'wall_seconds': 0.0,
-        'student_digest': run_directory.digest(variables),
-    }
-    run_directory.save(path, config, variables, as_config(data.load(default())), summary)
+    digest = run_directory.digest(variables)
+    summary = Summary(procedure=config.procedure, wall_seconds=0.0, student_digest=digest)
+    run_directory.save(path, config, variables, data.load(default()).description, summary)
     return network, variables

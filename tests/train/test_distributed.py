@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.system import distributed
 from jointrd_jax.train import loop
-from tests.support.configs import QUICK_FLAGS, ROOT
-
-sys.path.insert(0, str(ROOT / 'tests' / 'data'))
 from tests.support import real_data
+from tests.support.configs import QUICK_FLAGS, ROOT
 
 TIMEOUT = 900  # seconds: a hang ends, a slow machine does not fail
 SHRINK = [
-    '--config.procedure=plain', '--config.epochs=2', '--config.batch_norm=global', '--config.optimizer.warmup_epochs=0',
-    '--config.optimizer.learning_rate=0.02', '--config.model.stage_sizes=(1,1)', '--config.model.width=4',
+    '--config.procedure=plain', '--config.epochs=2', '--config.batch_norm=global',
+    '--config.optimizer.warmup_fraction=0', '--config.optimizer.learning_rate=0.02', '--config.model.stage_sizes=(1,1)',
+    '--config.model.width=4',
     '--config.batch_size=8', '--config.eval_batch_size=8', '--config.dataset.name=folder', '--config.dataset.flip=True',
     '--config.dataset.image_size=16', '--config.dataset.resize=18', '--config.dataset.workers=0',
     '--config.checkpoint.every_steps=3', '--config.checkpoint.keep=9', '--config.dataset.on_bad_image=skip',
@@ -98,19 +97,19 @@ def test_eight_devices_equal_one(finished):
 
 def test_two_hosts_of_two_devices_equal_one_device(finished):
     assert_same_run(finished / 'one', finished / 'two')
-    assert run_directory.read_summary(finished / 'two')['devices'].startswith('4 x')
-    assert [run_directory.read_summary(finished / run)['skipped_images'] for run in ('one', 'two')] == [3, 3]
+    assert summary_lib.read(finished / 'two').devices.startswith('4 x')
+    assert [summary_lib.read(finished / run).skipped_images for run in ('one', 'two')] == [3, 3]
 
 
 def test_one_host_reads_what_two_have_saved(finished):
     loaded = run_directory.load(finished / 'two')
-    assert run_directory.digest(loaded.variables) == run_directory.read_summary(finished / 'two')['student_digest']
+    assert run_directory.digest(loaded.variables) == summary_lib.read(finished / 'two').student_digest
 
 
 def test_one_host_continues_what_two_began(finished, tmp_path, quiet):
     """Cut off in the middle of the second epoch: as if nothing had happened."""
     shutil.copytree(finished / 'two', tmp_path / 'run')
-    (tmp_path / 'run' / run_directory.SUMMARY).unlink()
+    (tmp_path / 'run' / summary_lib.SUMMARY).unlink()
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '4')
     loop.run(run_directory.read_config(tmp_path / 'run'), tmp_path / 'run', quiet)
     assert 'continuing from step 3 of 4' in quiet.lines

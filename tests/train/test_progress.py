@@ -59,7 +59,7 @@ def test_every_epoch_has_its_own_time_left(monkeypatch):
         for step in range(1, 31):
             shown.step(step)
             time.sleep(0.01)
-        epoch = shown._display.bars.tasks[1]
+        epoch = shown.display.bars.tasks[1]
         assert epoch.completed == 10 and not epoch.finished and epoch.time_remaining >= 0
         assert epoch.finished_time is None and epoch.finished_speed is None
         line = next(line for line in rendered(shown).splitlines() if 'epoch 2/3' in line)
@@ -94,7 +94,7 @@ def test_live_display_shows_everything(monkeypatch):
 
 def rendered(shown):
     console = Console(file=io.StringIO(), width=160)
-    console.print(shown._display)
+    console.print(shown.display)
     return console.file.getvalue()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jointrd_jax import errors
 from jointrd_jax.data import digits
-from jointrd_jax.runs import provenance, run_directory
+from jointrd_jax.runs import provenance, run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.system import files
 from jointrd_jax.train import history, loop
@@ -26,10 +26,10 @@ PROCEDURES = {
         'model__slope': 0.5,
         'ema__decay': 0.9,
     },
-    'jointrd_scratch': {'distill__weight': 1e-3, 'eval_hybrids': True, 'mix__eta': 0.0, 'mix__epochs': 0.5},
+    'jointrd_scratch': {'distill__weight': 1e-3, 'eval_hybrids': True, 'mix__eta': 0.0, 'mix__fraction': 0.5},
 }
 MORE = {  # 'jointrd' in CI: on streamed images, in tests/data, and while its teacher trains, below
-    'jointrd': {'eval_hybrids': True, 'mix__eta': 0.0, 'mix__epochs': 0.5},
+    'jointrd': {'eval_hybrids': True, 'mix__eta': 0.0, 'mix__fraction': 0.5},
     'resnet': {},
     'feature_kd': {'distill__weight': 1e-3},
     'logit_kd': {},
@@ -88,7 +88,7 @@ def test_stopped_while_the_teacher_trains(tmp_path, quiet, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(quiet), 'child', lambda *_: Stopping(7))  # the one made for the teacher
         stop(config, tmp_path / 'stopped', quiet, 'step 7 of 20')
-    assert not (tmp_path / 'stopped' / 'teacher' / run_directory.SUMMARY).exists()
+    assert not (tmp_path / 'stopped' / 'teacher' / summary_lib.SUMMARY).exists()
     loop.run(config, tmp_path / 'stopped', quiet)
     for part in ('', 'teacher'):
         assert outcome(tmp_path / 'stopped' / part) == outcome(tmp_path / 'undisturbed' / part)
@@ -199,7 +199,7 @@ loop.run(run_directory.read_config(run), run)
         [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, env=os.environ | flags
     )
     assert done.returncode == 0, done.stderr
-    assert run_directory.read_summary(run)['changes_on_resume'] == ['devices: 4 x cpu then, 1 x cpu now']
+    assert summary_lib.read(run).changes_on_resume == ['devices: 4 x cpu then, 1 x cpu now']
 
 
 def test_changed_code_is_refused(tmp_path, quiet, monkeypatch):
@@ -211,7 +211,7 @@ def test_changed_code_is_refused(tmp_path, quiet, monkeypatch):
     with pytest.raises(errors.UserError, match='losses.*devices: .*7 x cpu now; package jax: .*accept_changes'):
         loop.run(small_config(), tmp_path / 'run', quiet)
     summary = loop.run(small_config(checkpoint__accept_changes=True), tmp_path / 'run', quiet)
-    assert [change.split(':')[0] for change in summary['changes_on_resume']] == sorted(changed)
+    assert [change.split(':')[0] for change in summary.changes_on_resume] == sorted(changed)
 
 
 def test_finished_run_is_left_alone(tmp_path, quiet):
@@ -221,4 +221,4 @@ def test_finished_run_is_left_alone(tmp_path, quiet):
     loop.run(config, tmp_path, quiet)
     assert {p: files.sha256(p) for p in tmp_path.rglob('*') if p.is_file()} == files_before
     assert 'finished already' in quiet.lines
-    assert json.loads((tmp_path / run_directory.SUMMARY).read_text())['rollbacks'] == []
+    assert json.loads((tmp_path / summary_lib.SUMMARY).read_text())['rollbacks'] == []

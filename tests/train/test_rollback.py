@@ -1,5 +1,6 @@
 """A loss that is not finite: stop, or go back with a lower learning rate, the same way after every interruption."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from jointrd_jax import errors
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.system import files
 from jointrd_jax.train import loop, step as step_lib
@@ -15,19 +16,19 @@ from tests.support.faults import outcome, run_with_stops, small_config
 
 # Far too high; some rollbacks of a factor of 1000 bring it into reach.
 ROLLBACK = dict(
-    optimizer__learning_rate=1e15, optimizer__schedule='constant', optimizer__warmup_epochs=0.0,
-    on_nan='rollback', nan_factor=0.001, nan_rollbacks=8,
+    optimizer__learning_rate=1e15, optimizer__schedule='constant', optimizer__warmup_fraction=0.0,
+    nan__action='rollback', nan__factor=0.001, nan__rollbacks=8,
 )  # fmt: skip
 
 
 def test_stop_names_step_and_term_and_keeps_the_checkpoints(tmp_path, quiet):
-    config = small_config(optimizer__learning_rate=1e15, optimizer__warmup_epochs=0.0)
+    config = small_config(optimizer__learning_rate=1e15, optimizer__warmup_fraction=0.0)
     with pytest.raises(
         errors.UserError,
         match=r'(ce/student|gradient_norm) is not finite at step \d+; (the last good checkpoint, of|there is)',
     ):
         loop.run(config, tmp_path, quiet)
-    assert not (tmp_path / run_directory.SUMMARY).exists()
+    assert not (tmp_path / summary_lib.SUMMARY).exists()
     fault = files.read_json(tmp_path / run_directory.NOT_FINITE)
     assert fault['step'] >= 0 and fault['term'] in ('ce/student', 'gradient_norm')
     for step in Checkpoints(tmp_path).steps():  # whatever was saved is good
@@ -45,7 +46,9 @@ def test_the_term_at_fault_is_named(tmp_path, quiet):
     whole = run_directory.load(tmp_path / 'whole')
     head = jax.tree.map(lambda leaf: leaf * np.nan, whole.variables['params']['head'])
     broken = {**whole.variables, 'params': {**whole.variables['params'], 'head': head}}
-    run_directory.save(tmp_path / 'broken', config, broken, whole.data, whole.summary | {'student_digest': ''})
+    run_directory.save(
+        tmp_path / 'broken', config, broken, whole.data, dataclasses.replace(whole.summary, student_digest=None)
+    )
     config.restore = str(tmp_path / 'broken')
     with pytest.raises(errors.NotFinite, match='^ce/student is not finite at step 0; there is no checkpoint yet'):
         loop.run(config, tmp_path / 'run', quiet)
@@ -69,7 +72,7 @@ def test_every_term_is_found_as_itself():
 def test_rollback_lowers_the_rate_until_it_works_and_interruptions_change_nothing(tmp_path, quiet):
     config = small_config(**ROLLBACK)
     summary = loop.run(config, tmp_path / 'undisturbed', quiet)
-    rollbacks = summary['rollbacks']
+    rollbacks = summary.rollbacks
     assert rollbacks and all(r['to'] <= r['step'] for r in rollbacks)
     assert 'learning rate x 0.001' in quiet.lines
     last = json.loads((tmp_path / 'undisturbed' / run_directory.METRICS).read_text().splitlines()[-1])
@@ -77,11 +80,11 @@ def test_rollback_lowers_the_rate_until_it_works_and_interruptions_change_nothin
     _, stops = run_with_stops(config, tmp_path / 'stopped', 3, 13, 29)
     assert stops == 3
     assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
-    assert run_directory.read_summary(tmp_path / 'stopped')['rollbacks'] == rollbacks
+    assert summary_lib.read(tmp_path / 'stopped').rollbacks == rollbacks
 
 
 def test_rollbacks_are_limited(tmp_path, quiet):
-    config = small_config(**{**ROLLBACK, 'nan_factor': 0.999, 'nan_rollbacks': 2})
+    config = small_config(**{**ROLLBACK, 'nan__factor': 0.999, 'nan__rollbacks': 2})
     with pytest.raises(errors.UserError, match='is not finite at step .* after 2 rollbacks'):
         loop.run(config, tmp_path, quiet)
 

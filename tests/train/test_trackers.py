@@ -7,7 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
+from jointrd_jax.runs.summary import Summary
 from jointrd_jax.train import loop, trackers
 from tests.support.configs import tiny_config
 
@@ -91,7 +93,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     tracker.scalars(40, {'loss': 1.5})
     tracker.histogram(40, 'weights/stem', np.arange(10.0))
     tracker.images(40, 'augmented', np.zeros((2, 8, 8, 1), np.uint8), ['0', '1'])
-    tracker.finish({'last_top1': 98.0, 'best_top1': 99.0, 'wall_seconds': 1.0})
+    tracker.finish(Summary(procedure='plain', last_top1=98.0, best_top1=99.0, wall_seconds=1.0))
     tracker.close()
     (record,) = tmp_path.glob('wandb/offline-run-*/*.wandb')
 
@@ -108,5 +110,6 @@ def test_wandb_offline(tmp_path, monkeypatch):
 def test_to_pixels_undoes_normalisation():
     pixels = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3) * 5
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    described = DataDescription('x', ('a',), (4, 4, 3), mean, std)
     normal = (pixels / 255 - np.array(mean)) / np.array(std)
-    np.testing.assert_array_equal(trackers.to_pixels(normal.astype(np.float32), mean, std), pixels)
+    np.testing.assert_array_equal(described.to_uint8(normal.astype(np.float32)), pixels)

@@ -2,6 +2,8 @@
 
 The cycles are the compiler's own estimate, layer by layer, in the log of its build.
 """
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# The tool is not installed, or has no types, where types are checked.
 
 import contextlib
 import os
@@ -25,7 +27,8 @@ def logged(path: Path) -> Iterator[None]:
     """Send all that is printed meanwhile, by native code too, to a file."""
     kept = os.dup(1), os.dup(2)
     with path.open('wb') as file:
-        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
         try:
             yield
         finally:
@@ -75,8 +78,7 @@ def measure(request: dict[str, Any], worker: Any) -> dict[str, Any]:
             found['top1'] = 100 * float((best == held['labels'][: len(images)]).mean())
     text = re.sub(r'\x1b\[[\d;]*m', '', log.read_text(errors='replace'))
     memory = re.search(r'Total Internal Memory Size: ([\d.]+)KB', text)
-    layers = [LAYER.search(line) for line in text.splitlines()]
-    layers = [(layer[1], *map(int, layer.groups()[1:])) for layer in layers if layer]
+    layers = [layer for layer in map(LAYER.search, text.splitlines()) if layer]
     if failed or not memory or not layers:
         reasons = [line for line in text.splitlines() if re.match(r'E |ERROR|.*Error:', line)]
         raise RuntimeError(reasons[-1] if reasons else 'the build printed no table of layers')
@@ -84,7 +86,7 @@ def measure(request: dict[str, Any], worker: Any) -> dict[str, Any]:
         **found,
         'memory_bytes': round(1024 * float(memory[1])),
         'memory_kind': 'internal memory',
-        'accelerated': sum(layer[0] == 'NPU' for layer in layers) / len(layers),
-        'cycles': {name: sum(layer[i] for layer in layers) for i, name in ((1, 'ddr'), (2, 'npu'), (3, 'total'))},
+        'accelerated': sum(layer[1] == 'NPU' for layer in layers) / len(layers),
+        'cycles': {name: sum(int(layer[i]) for layer in layers) for i, name in ((2, 'ddr'), (3, 'npu'), (4, 'total'))},
         'time_kind': 'cycles, estimated',
     }

@@ -22,7 +22,8 @@ def printed(into: list[str]):
     """Collect what native code prints meanwhile."""
     with tempfile.TemporaryFile('w+') as file:
         kept = os.dup(1), os.dup(2)
-        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
         try:
             yield
         finally:

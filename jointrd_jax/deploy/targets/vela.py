@@ -99,7 +99,7 @@ def measure(request: dict[str, Any], worker: Any) -> dict[str, Any]:
     try:
         return compiled(request)
     except RuntimeError as error:
-        found = {'outcome': 'fails', 'reason': str(error)}
+        found: dict[str, Any] = {'outcome': 'fails', 'reason': str(error)}
         if 'allocate tensors' in str(error).lower():
             try:
                 found['remedy'] = {'note': f'with {REMEDY}', **compiled(request, REMEDY)}

@@ -19,6 +19,8 @@ Request = dict[str, Any]
 
 def load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f'target_{path.stem}', path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f'{path} is not a Python file')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,0 +1,142 @@
+"""`jointrd predict` and `jointrd evaluate` on real image files, by runs and by exports of them, as processes."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jointrd_jax import data
+from jointrd_jax.deploy import export, predict
+from jointrd_jax.errors import UserError
+from jointrd_jax.runs import predictions, run_directory
+from jointrd_jax.train import loop
+from tests.support import real_data
+from tests.support.configs import QuietReporter, tiny_config
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """A run on streamed photographs, its export, and the folder."""
+    place = tmp_path_factory.mktemp('photos')
+    root = real_data.folder(place / 'images', train=8, val=6)
+    config = tiny_config(procedure='plain', epochs=1, batch_size=4, eval_batch_size=4, model__stage_sizes=(1, 1))
+    config.dataset.name, config.dataset.data_dir, config.dataset.workers = 'folder', str(root), 0
+    config.dataset.image_size, config.dataset.resize = 24, 32
+    loop.run(config, place / 'run', QuietReporter('photos'))
+    export.export(place / 'run', place / 'export', export.Options(('onnx', 'safetensors'), batch=4))
+    return place
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    """A run on the digits, and each of its 500 evaluation images as a PNG in a folder for its class."""
+    place = tmp_path_factory.mktemp('digits')
+    loop.run(tiny_config(procedure='plain', model__stage_sizes=(1, 1)), place / 'run', QuietReporter('digits'))
+    dataset = data.load(tiny_config())
+    rows = dataset.device_arrays['images'][dataset.train_size :].reshape(-1, 8, 8)
+    labels = dataset.device_arrays['labels'][dataset.train_size :]
+    for i, (image, label) in enumerate(zip(rows, labels)):
+        path = place / 'images' / str(label) / f'{i:03}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return place
+
+
+def jointrd(*arguments, status=0):
+    done = subprocess.run([sys.executable, '-m', 'jointrd_jax', *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def evaluated(run, config=None):
+    """Probabilities of all evaluation images by the pass that evaluation makes."""
+    dataset = data.load(config or run.config)
+    batches = list(predictions.of(dataset, run.network, run.variables))
+    return np.concatenate([predictions.probabilities(b.logits)[b.mask] for b in batches])
+
+
+@pytest.mark.parametrize('source', ['run', 'export', 'export/network.onnx', 'export/network.safetensors', 'alone'])
+def test_predictions_are_those_of_evaluation(photos, tmp_path, source):
+    if source == 'alone':  # only the file, which says itself how its images are prepared
+        path = tmp_path / 'moved.onnx'
+        path.write_bytes((photos / 'export' / 'network.onnx').read_bytes())
+    else:
+        path = photos / source
+    run = run_directory.load(photos / 'run')
+    wanted = evaluated(run)
+    paths = predict.listed([str(photos / 'images' / 'val')])
+    with predict.classifier(path, 'last', 4) as network:
+        found = list(predict.rows(network, paths, 2, 4))
+    assert [row['image'] for row in found] == [str(path) for path in paths]
+    for row, chances in zip(found, wanted, strict=True):
+        assert row['class'] == run.data.classes[chances.argmax()]
+        shown = [entry['probability'] for entry in row['likeliest']]
+        assert shown == pytest.approx(sorted(chances, reverse=True), rel=1e-3)
+
+
+def test_images_of_one_size_are_taken_as_they_are(digits):
+    run = run_directory.load(digits / 'run')
+    wanted = evaluated(run)
+    paths = predict.listed([str(digits / 'images')])
+    with predict.classifier(digits / 'run', 'last', 64) as network:
+        found = {row['image'].rpartition('/')[2][:3]: row for row in predict.rows(network, paths, 1, 64)}
+    for i, chances in enumerate(wanted):
+        assert found[f'{i:03}']['probability'] == pytest.approx(chances.max(), rel=1e-4)
+
+
+def test_the_command_writes_tables_csv_and_json(photos, tmp_path):
+    bad = tmp_path / 'cut.jpg'
+    bad.write_bytes(b'\xff\xd8\xff')
+    images = photos / 'images' / 'val'
+    done = jointrd('predict', photos / 'run', images, bad, '--format=csv', status=2)
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert len(rows) == len(predict.listed([str(images)])) + 1
+    assert rows[-1]['error'] and not rows[-1]['class']
+    assert all(0 < float(row['probability']) <= 1 for row in rows[:-1])
+    assert done.stderr.strip().endswith(f'1 of {len(rows)} images could not be read; their rows say why')
+    found = json.loads(jointrd('predict', photos / 'export', images, '--format=json', '--top=2').stdout)
+    assert [row['class'] for row in found] == [row['class'] for row in rows[:-1]]
+    assert len(found[0]['likeliest']) == 2
+    assert ' %' in jointrd('predict', photos / 'run', images).stdout
+
+
+@pytest.mark.parametrize(
+    'source, images, message',
+    [
+        ('none', 'images', 'no such run or export'),
+        ('run', 'none', 'no such image or folder'),
+        ('images', 'images', 'neither a run directory'),
+        ('run', 'export', 'holds no images'),
+        ('foreign.onnx', 'images', 'is not a .onnx file, or a damaged one'),
+        ('foreign.bin', 'images', 'neither a run nor an export'),
+    ],
+)
+def test_what_cannot_predict_is_one_line(photos, source, images, message):
+    for name in ('foreign.onnx', 'foreign.bin'):
+        (photos / name).write_bytes(b'none')
+    with pytest.raises(UserError, match=message):
+        predict.run(photos / source, [str(photos / images)])
+
+
+def test_evaluation_of_a_run_on_its_own_images_and_on_others(digits, photos):
+    summary = run_directory.load(digits / 'run').summary
+    found = json.loads(jointrd('evaluate', digits / 'run', '--format=json').stdout)
+    assert (found['top1'], found['top5'], found['images']) == (summary.last_top1, summary.last_top5, 500)
+    matrix = np.array(found['confusion'])
+    assert matrix.sum() == 500 and 100 * matrix.trace() / 500 == pytest.approx(found['top1'])
+    assert found['classes']['3']['images'] == matrix[3].sum()
+    shown = jointrd('evaluate', digits / 'run').stdout
+    assert f'top-1 {summary.last_top1:.2f} %' in shown
+    assert 'has classes that' in jointrd(
+        'evaluate', digits / 'run', '--dataset=folder', f'--data_dir={photos / "images"}', status=2
+    ).stderr  # fmt: skip
+    other = json.loads(
+        jointrd(
+            'evaluate', photos / 'run', '--dataset=folder', f'--data_dir={photos / "images"}', '--format=json'
+        ).stdout
+    )
+    assert other['top1'] == run_directory.load(photos / 'run').summary.last_top1

@@ -1,0 +1,96 @@
+"""The step of a recipe compiled for chips that are not here, by their own compiler."""
+
+import json
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from jointrd_jax.errors import UserError
+from jointrd_jax.plan import chips, compiled
+from tests.support.configs import ROOT
+
+SHRINK = ['--config.model.stage_sizes=1,1,1', '--config.model.width=8', '--config.epochs=4']
+
+
+def plan(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, '-m', 'jointrd_jax', 'plan', '--config', 'digits', *SHRINK, *arguments],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def planned(tmp_path_factory):
+    """What was printed and written of the digits recipe on four TPU chips."""
+    out = tmp_path_factory.mktemp('plan') / 'plan.json'
+    done = plan('--topology=v5e:2x2', f'--json={out}')
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(out.read_text())['targets'][0]
+
+
+def test_the_step_is_sharded_as_it_should_be(planned):
+    _, target = planned
+    names = [program['name'] for program in target['programs']]
+    assert names == ['training step', 'evaluation', 'teacher: training step', 'teacher: evaluation']
+    for program in target['programs']:
+        assert 'all-gather' not in program['collectives'], program['name']
+        if 'training' in program['name']:
+            assert program['collectives']['all-reduce']['number'] <= 2
+            assert program['donated'] == program['state_arrays'] > 0
+        else:  # each chip counts its own images
+            assert program['collectives'].get('all-reduce', {'bytes': 0})['bytes'] < 1000
+        assert program['fits'] and program['memory']['peak'] > 0 and program['flops'] > 0
+
+
+def test_every_figure_says_how_far_it_can_be_trusted(planned):
+    output, target = planned
+    assert {mark for _, mark in target['figures'].values()} == {'known', 'bound', 'guess'}
+    assert target['figures']['chips'] == [4, 'known']
+    most, perhaps = target['figures']['images/s, at most'][0], target['figures']['images/s, perhaps'][0]
+    assert most >= perhaps > 0
+    assert 'images/s a chip, at most' in output and 'BatchNorm sees 8 images on each chip' in output
+
+
+def test_a_killed_plan_leaves_no_compiler_behind():
+    command = [sys.executable, '-m', 'jointrd_jax', 'plan', '--config', 'digits', '--topology=v5e:2x2']
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr and any('compiling the training step' in line for line in process.stderr)
+        (compiler,) = psutil.Process(process.pid).children()
+        process.kill()
+    gone, _ = psutil.wait_procs([compiler], timeout=60)
+    assert gone == [compiler]
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--topology=v9:2x2'], 'names no chip that can be compiled for; there are TPUs (v4, v5e'),
+        (['--topology=v5e'], 'does not say how many chips'),
+        (['--topology=v5e:3x1'], 'config.batch_size=32 does not divide over the 3 chips'),
+        (['--topology=v5e:2x2', '--json=/nowhere/x.json'], 'the directory of /nowhere/x.json does not exist'),
+        (['--topology=v5e:2x2', '--config.dataset.name=nosuch'], 'nosuch'),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    done = plan(*arguments)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert done.stderr.count('error:') == 1 and 'Traceback' not in done.stderr
+
+
+def test_topologies():
+    assert chips.parse('v4:2x2x2').count == 8 and chips.parse('h100x16').layout == '1x2x8'
+    for text in ('h100x0', 'h100x12', 'h100', 'v5e:0x4', 'v5e:99x99', ''):
+        with pytest.raises(UserError):
+            chips.parse(text)
+
+
+def test_sizes_are_read_from_the_text_of_a_module():
+    assert compiled.size('(f32[8,16]{1,0}, bf16[4]{0})') == 8 * 16 * 4 + 8
+    text = 'ENTRY %main {\n  %x = f32[4]{0} all-reduce-start(f32[4]{0} %p)\n  %y = f32[2]{0} all-gather(%x)\n}\n'
+    assert compiled.collectives(text) == {
+        'all-reduce': {'number': 1, 'bytes': 16},
+        'all-gather': {'number': 1, 'bytes': 8},
+    }

@@ -1,0 +1,56 @@
+"""Teachers and first weights that are files of other programs' making."""
+
+import numpy as np
+import pytest
+
+from jointrd_jax.errors import UserError
+from jointrd_jax.runs import run_directory, weights
+from jointrd_jax.train import loop
+from tests.support.configs import tiny_config
+
+torch = pytest.importorskip('torch')
+
+
+def saved(path, run, change=lambda arrays: arrays):
+    """The network of a run as a training script would save it."""
+    arrays = {name: torch.tensor(array) for name, array in weights.export_names(run.variables).items()}
+    torch.save({'state_dict': {f'module.{name}': array for name, array in change(arrays).items()}, 'epoch': 2}, path)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp('teacher') / 'resnet'
+    loop.run(tiny_config(procedure='resnet', epochs=4), path)
+    return run_directory.load(path)
+
+
+def test_a_checkpoint_of_another_program_teaches_and_is_restored(teacher, tmp_path, quiet):
+    path = saved(tmp_path / 'best.pth.tar', teacher)
+    summary = loop.run(tiny_config(teacher__path=path, epochs=1), tmp_path / 'run', quiet)
+    assert summary.teacher_top1 == teacher.summary.last_top1
+    config = tiny_config(procedure='resnet', restore=path, restore_head='new', epochs=1)
+    config.optimizer.learning_rate = 1e-9
+    loop.run(config, tmp_path / 'restored', quiet)
+    before, after = (run.variables['params'] for run in (teacher, run_directory.load(tmp_path / 'restored')))
+    np.testing.assert_allclose(after['stem']['conv']['kernel'], before['stem']['conv']['kernel'], atol=1e-6)
+    assert abs(after['head']['kernel'] - before['head']['kernel']).max() > 1e-2
+
+
+def test_classes_in_another_order_stop_the_run(teacher, tmp_path, quiet):
+    def reversed_classes(arrays):
+        return {name: array.flip(0) if name.startswith('fc.') else array for name, array in arrays.items()}
+
+    path = saved(tmp_path / 'w.pth', teacher, reversed_classes)
+    with pytest.raises(UserError, match=r'near chance \(10\.00 %\).*another order.*config\.teacher\.least_top1=0'):
+        loop.run(tiny_config(teacher__path=path, epochs=1), tmp_path / 'run', quiet)
+    with pytest.raises(UserError, match=r'less than config\.teacher\.least_top1=99\.9'):
+        good = saved(tmp_path / 'good.pth', teacher)
+        loop.run(tiny_config(teacher__path=good, teacher__least_top1=99.9, epochs=1), tmp_path / 'strict', quiet)
+
+
+def test_weights_of_another_network_are_refused(teacher, tmp_path):
+    path = saved(tmp_path / 'w.pth', teacher)
+    with pytest.raises(UserError, match=r'does not fit plain-8.*downsample'):
+        loop.run(tiny_config(procedure='plain', restore=path), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
