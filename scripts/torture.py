@@ -38,7 +38,7 @@ FORMS = {
                  '--config.dataset.resize=8', '--config.dataset.workers=1', '--config.batch_size=16'),
 }  # fmt: skip
 STOP_SECONDS = 20  # a SIGTERM is answered within this, on a loaded machine
-WALL_FIELDS = ('images_per_second',)
+WALL_FIELDS = ('images_per_second', 'input_late')
 
 
 def digits_as_files(directory: Path) -> Path:

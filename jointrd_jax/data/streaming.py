@@ -6,8 +6,10 @@ import logging
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grain
 import jax
@@ -46,6 +48,7 @@ class Chunks(abc.ABC):
       skip_bad: replace (training) or mask (evaluation) bad images rather than raise.
     """
 
+    stop_file = ''  # where a file appears when nobody wants more chunks
     first = 0  # the number of the source's image 0 among all images of the dataset
 
     def __init__(
@@ -94,6 +97,8 @@ class Chunks(abc.ABC):
 
     def read(self, i: int, prepare: Callable[[bytes], np.ndarray], bad: Bad) -> tuple[np.ndarray, int] | None:
         """(pixels, label) of image i of the source, or None for a bad one, which is noted in `bad`."""
+        if self.stop_file and os.path.exists(self.stop_file):  # between images, which may be slow
+            raise UserError('stopped')
         found, message = read(self.source, i, prepare, self.skip_bad)
         if message:
             bad.append((self.first + i, message))
@@ -282,6 +287,7 @@ class Streaming(Dataset):
 
     def batches(self, chunks: Chunks, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """Batches made by worker processes (or here, with 0 workers)."""
+        chunks.stop_file = os.path.join(tempfile.mkdtemp(prefix='jointrd-'), 'stop')
         numbers = grain.MapDataset.range(start_step * chunks.per_step, stop_step * chunks.per_step)
         dataset = numbers.map(chunks).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if workers := self.num_workers:
@@ -296,7 +302,9 @@ class Streaming(Dataset):
             for _ in range(start_step, stop_step):
                 yield self.next_batch(iterator, chunks.per_step)
         finally:
+            Path(chunks.stop_file).touch()
             iterator.close()
+            shutil.rmtree(Path(chunks.stop_file).parent, ignore_errors=True)
 
     def next_batch(self, iterator: Iterator, chunks: int) -> Batch:
         """The next chunks together, copied out of the workers' shared memory."""

@@ -26,8 +26,14 @@ MAY_DIFFER = ('dataset.data_dir', 'dataset.workers', 'teacher.path')
 CONFIG_BYTES = 1 << 16
 LOST = ('Gloo', 'NCCL', 'heartbeat', 'Connection')  # in what JAX says of a process that is gone
 GRACE_SECONDS = 3
+STOP_KEY = 'jointrd_jax/stop'
+LEAD = 6  # calls; Python is at most `train.feed.IN_FLIGHT` ahead of its device, and one more is being made
 JOIN_SECONDS = 120  # for process 0 to be there
 ADDRESS = re.compile(r'(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})')  # HOST:PORT, [IPV6]:PORT
+
+
+_calls = 0  # see `stop_asked`
+_stop_at: int | None = None
 
 
 def address(coordinator: str) -> tuple[str, int]:
@@ -166,6 +172,36 @@ def agree(config: dict[str, Any], what: str = 'config') -> None:
         ]
         if differing:
             raise UserError(f'the hosts disagree on the {what} ({"; ".join(differing)}); start all of them alike')
+
+
+def alone_and_stopping() -> bool:
+    """Whether a signal came and there is nobody to agree with."""
+    return signals.requested() is not None and jax.process_count() == 1
+
+
+def stop_asked() -> bool:
+    """Whether to stop here: a signal came. Asked before every call of the devices, by all hosts in the same order.
+
+    Several hosts stop at the same call. The one that got the signal writes to JAX's store of keys and values at which
+    call that will be: so far ahead that no other host can be there, since all take part in every call and none is more
+    than `LEAD` calls ahead of the slowest.
+    """
+    global _calls, _stop_at
+    if jax.process_count() == 1:
+        return signals.requested() is not None
+    from jax._src.distributed import global_state  # the client has no public name
+
+    client = global_state.client
+    _calls += 1
+    if _stop_at is None and signals.requested() is not None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another host was first
+            client.key_value_set(STOP_KEY, str(_calls + LEAD))
+    if _stop_at is None:
+        try:
+            _stop_at = int(client.key_value_try_get(STOP_KEY))
+        except jax.errors.JaxRuntimeError:  # nobody has asked
+            return False
+    return _calls >= _stop_at
 
 
 def only_first(context: contextlib.AbstractContextManager) -> contextlib.AbstractContextManager:

@@ -1,5 +1,6 @@
 """Accuracies over every evaluation image."""
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ from jointrd_jax import data
 from jointrd_jax.errors import UserError
 from jointrd_jax.method import joint
 from jointrd_jax.method.networks import Variables
-from jointrd_jax.system import signals
+from jointrd_jax.system import distributed
+from jointrd_jax.train.feed import Feed, InFlight
 from jointrd_jax.train.step import shard_batches
 
 
@@ -37,18 +39,23 @@ def evaluate(
 ) -> Evaluation | None:
     """What `step.make_eval_step`'s step finds on all evaluation images.
 
-    None if a stop was asked for meanwhile (on a single host; several finish together).
+    None if a stop was asked for meanwhile.
 
     Raises:
       UserError: no evaluation image could be used.
     """
     total, parts = {}, []
-    for batch in dataset.eval_batches():
-        if signals.requested() and jax.process_count() == 1:
-            return None
-        counts, right = eval_step(student, teacher, device_arrays, shard_batches([batch], mesh))
-        total = {name: total.get(name, 0) + count for name, count in counts.items()}
-        parts.append(right)
+    batches = (shard_batches([batch], mesh) for batch in dataset.eval_batches())
+    in_flight = InFlight()
+    with contextlib.closing(Feed(batches)) as feed, contextlib.suppress(StopIteration):
+        while True:
+            batch = feed.take(distributed.alone_and_stopping)
+            if batch is None or distributed.stop_asked():
+                return None
+            counts, right = eval_step(student, teacher, device_arrays, batch)
+            total = {name: total.get(name, 0) + count for name, count in counts.items()}
+            parts.append(right)
+            in_flight.add(right)
     correct = np.concatenate([on_host(part) for part in parts])[: dataset.eval_size]
     images = int((correct >= 0).sum())
     if not images:

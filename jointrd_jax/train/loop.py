@@ -2,12 +2,12 @@
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 
 from jointrd_jax import config as config_lib
 from jointrd_jax.data.base import Batch
@@ -26,6 +26,7 @@ from jointrd_jax.train import (
     teacher as teacher_lib,
     trackers as trackers_lib,
 )
+from jointrd_jax.train.feed import Feed, InFlight
 from jointrd_jax.train.job import Job
 from jointrd_jax.train.progress import Reporter
 from jointrd_jax.train.resume import Position
@@ -107,6 +108,14 @@ def trained_teacher(
     return teacher_lib.load(config, path, plan.dataset, plan.student, plan.method)
 
 
+class Group(NamedTuple):
+    """The batches of one call of the device: how many steps, the first as it is on the host, all on the devices."""
+
+    steps: int
+    first: Batch
+    on_devices: dict[str, jax.Array]
+
+
 class Trainer:
     """The loop of a run: takes steps, watches the losses, evaluates at the ends of epochs, writes checkpoints.
 
@@ -120,6 +129,7 @@ class Trainer:
     def __init__(self, job: Job, checkpoints: Checkpoints, position: Position, trackers: Trackers):
         self.job, self.checkpoints, self.position, self.trackers = job, checkpoints, position, trackers
         self.probe = gradients.Probe(job.config, job.steps_per_epoch, job.measure_gradients)
+        self.late_share = 0.0  # of the last epoch's calls, those that waited for input
         self.work_at_stake = contextlib.ExitStack()  # from the first step until the last checkpoint is on disk
 
     def train(self) -> Summary:
@@ -148,20 +158,25 @@ class Trainer:
         """
         job, reporter = self.job, self.job.reporter
         first = step = self.position.step
-        batches = job.dataset.train_batches(step)
-        watched = None
+        watched, in_flight = None, InFlight()
         self.probe.resume(self.position.history.gradient_samples)
-        with reporter.live(job.total_steps, step, job.steps_per_epoch, job.config.batch_size):
+        with (
+            reporter.live(job.total_steps, step, job.steps_per_epoch, job.config.batch_size),
+            contextlib.closing(Feed(self.groups(step))) as feed,
+        ):
             if self.end_epoch(step) and job.is_scheduled(step):  # the run was stopped in this evaluation
                 self.save(step)
             clock = step, time.monotonic()
-            while step < job.total_steps and not self.stop_asked(step):
-                group = [next(batches) for _ in range(self.steps_at_once(step))]
-                self.before_step(step, group[0])
+            while step < job.total_steps:
+                group = feed.take(distributed.alone_and_stopping)
+                if group is None or distributed.stop_asked():
+                    break
+                self.before_step(step, group)
                 report = self.dispatch(step, group)
+                in_flight.add(report['fault'])
                 if step == first:  # compiled: from here on there is something to lose
                     self.work_at_stake.enter_context(signals.work_at_stake())
-                step += len(group)
+                step += group.steps
                 reporter.step(step)
                 if step % WATCH_STEPS == 0:
                     self.watch(watched)
@@ -170,29 +185,39 @@ class Trainer:
                     check_finite(job, report['fault'])
                     rate = (step - clock[0]) * job.config.batch_size / (time.monotonic() - clock[1])
                     self.position.history.images_per_second = round(rate, 1)
+                    self.late_share = round(feed.late / feed.taken, 4)
+                    feed.late = feed.taken = 0
                     self.end_epoch(step)
                     clock = step, time.monotonic()
                 if job.is_scheduled(step):
                     check_finite(job, report['fault'])
                     self.save(step)
-            if self.stop_asked(step) and not self.is_complete(step):
+            if not self.is_complete(step):  # a stop was asked for here, or in the last evaluation
                 self.stop(step)
 
-    def dispatch(self, step: int, group: list[Batch]) -> dict[str, Any]:
+    def groups(self, step: int) -> Iterator[Group]:
+        """The batches of every call from `step` on, on the devices."""
+        job = self.job
+        with contextlib.closing(job.dataset.train_batches(step)) as batches:
+            while step < job.total_steps:
+                group = [next(batches) for _ in range(self.steps_at_once(step))]
+                yield Group(len(group), group[0], shard_batches(group, job.mesh))
+                step += len(group)
+
+    def dispatch(self, step: int, group: Group) -> dict[str, Any]:
         """Dispatch the steps of a group of batches; returns what `step.make_train_step` reports of them."""
         job, position = self.job, self.position
-        train_step = job.train_step(step, len(group))
-        batch = shard_batches(group, job.mesh)
-        position.state, report = train_step(position.state, job.frozen, job.device_arrays, batch)
+        train_step = job.train_step(step, group.steps)
+        position.state, report = train_step(position.state, job.frozen, job.device_arrays, group.on_devices)
         return report
 
-    def before_step(self, step: int, batch: Batch) -> None:
+    def before_step(self, step: int, group: Group) -> None:
         """Show augmented images before the first step of a run, and measure gradients where that is due."""
         if step == 0 and not self.position.history.rollbacks:
-            self.show_samples(batch)
+            self.show_samples(group.first)
         if self.probe.is_due(step):
             job = self.job
-            sharded = shard_batches([batch], job.mesh)
+            sharded = shard_batches([group.first], job.mesh)
             self.probe.record(step, self.position.state, job.frozen, job.device_arrays, sharded)
 
     def show_samples(self, batch: Batch) -> None:
@@ -228,17 +253,6 @@ class Trainer:
             return ends or self.probe.is_due(after)
 
         return 1 if any(halts(step + i) for i in range(1, count)) else count
-
-    def stop_asked(self, step: int) -> bool:
-        """Whether to stop here: a signal came. Several hosts ask each other, at steps all of them reach."""
-        asked = signals.requested() is not None
-        if jax.process_count() == 1:
-            return asked
-        if step % WATCH_STEPS and step != self.job.total_steps:
-            return False
-        from jax.experimental import multihost_utils
-
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
 
     def stop(self, step: int) -> None:
         """Write a checkpoint of `step` and raise Interrupted."""
@@ -293,4 +307,4 @@ class Trainer:
         if job.method.taps:
             line['mix'] = float(job.mixing_weights[epoch - 1])
         means = {name: float(state.epoch_sums[name]) / job.steps_per_epoch for name in job.term_names(step - 1)}
-        return line | means | self.probe.take()
+        return line | means | self.probe.take() | {'input_late': self.late_share}

@@ -19,7 +19,7 @@ LONG = bool(os.environ.get('JOINTRD_LONG'))
 SMALL = dict(
     model__stage_sizes=(1, 1), model__width=4, epochs=2, batch_size=64, eval_batch_size=512, checkpoint__every_steps=8
 )
-WALL_FIELDS = ('images_per_second',)
+WALL_FIELDS = ('images_per_second', 'input_late')
 
 
 def small_config(procedure: str = 'plain', **overrides):

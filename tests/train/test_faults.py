@@ -121,6 +121,17 @@ def test_signal_with_nothing_at_stake_ends_at_once(tmp_path):
     assert 'the same command continues' in process.communicate()[1]
 
 
+def test_a_stop_with_slow_steps_is_two_steps_away_and_leaves_no_shared_memory():
+    """Real steps, slow because the images are large; how many are taken is asserted, not how long they are."""
+    ended = subprocess.run(
+        [sys.executable, 'scripts/stop_latency.py', '--side', '192'], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, 'XLA_FLAGS': QUICK_FLAGS, 'PYTHONPATH': str(ROOT)}, timeout=BOUND,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found['status'] == 75 and found['steps_after'] <= 6 and not found['leaked'], found
+
+
 def test_a_signal_to_one_of_two_hosts_stops_both_at_one_step(tmp_path, command):
     """JAX's own preemption service would swallow the signal (`hosts.start` turns it off)."""
     with socket.socket() as free:
