@@ -178,6 +178,22 @@ def with_own_operators(found: Any) -> None:
                 options.mode = schema.MirrorPadMode.SYMMETRIC
                 becomes(pad, operator.MIRROR_PAD, list(pad.inputs), (schema.BuiltinOptions.MirrorPadOptions, options))
     graph.operators = [op for op in graph.operators if all(op is not other for other in gone)]
+    without_unused_tensors(found)
+
+
+def without_unused_tensors(found: Any) -> None:
+    """Remove, in place, tensors that no operator reads or writes: TFLite-Micro gives each a place in its arena."""
+    (graph,) = found.subgraphs
+    indexed = [graph, *graph.operators]  # -1 stands for an input that an operator leaves out
+    used = {int(tensor) for holder in indexed for tensors in (holder.inputs, holder.outputs) for tensor in tensors}
+    place = {tensor: position for position, tensor in enumerate(sorted(used - {-1}))} | {-1: -1}
+    for holder in indexed:
+        holder.inputs = np.asarray([place[int(tensor)] for tensor in holder.inputs], np.int32)
+        holder.outputs = np.asarray([place[int(tensor)] for tensor in holder.outputs], np.int32)
+    for signature in found.signatureDefs or []:
+        for tensor in [*signature.inputs, *signature.outputs]:
+            tensor.tensorIndex = place[tensor.tensorIndex]
+    graph.tensors = [tensor for index, tensor in enumerate(graph.tensors) if index in place]
 
 
 def read_metadata(raw: bytes) -> dict[str, Any]:

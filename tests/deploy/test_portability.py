@@ -66,6 +66,12 @@ def int8(made, images):
     return quantise.tflite_model(tflite.converted(made), [image[None] for image in images])
 
 
+def unused_tensors(blob):
+    (part,) = tflite.flatbuffer_schema().ModelT.InitFromPackedBuf(blob, 0).subgraphs
+    used = {tensor for holder in (part, *part.operators) for ends in (holder.inputs, holder.outputs) for tensor in ends}
+    return set(range(len(part.tensors))) - used
+
+
 def test_large_buffers_of_an_int8_file_lie_inside_it():
     images = images_like((8, 8, 1), 8)
     made = folded(Network((1, 1), width=64, num_classes=10, stem_kind='cifar', shortcuts='none'), (8, 8, 1))
@@ -98,6 +104,7 @@ def test_every_activation_runs_in_every_export(name, tmp_path):
         assert 'PADV2' not in operators
         assert operators.count('PRELU') == (0 if name == 'relu' else 2)
         assert not {'SELECT', 'SELECT_V2', 'MUL', 'ADD'} & set(operators)
+        assert not unused_tensors(blob)  # TFLite-Micro gives each a place in its arena
 
 
 def test_an_imagenet_stem_runs_in_tflite_micro():
