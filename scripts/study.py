@@ -5,9 +5,9 @@
     python scripts/study.py runs/study --tables                      only the tables of what has been run
 
 Every dataset and depth is a `jointrd compare` in RUNS/DATASET/DEPTH with one recipe (configs/digits.py and mnist5k.py),
-the digits in five folds; its table, with the paired difference of each row to its ResNet, is printed as Markdown and
-kept as RUNS/DATASET/DEPTH/table.md. data/mnist5k is what scripts/mnist5k.py writes; any other folder of images is a
-dataset too (--folder NAME=DIR, by the recipe of mnist5k).
+the digits in five folds. Its table has the paired difference of each row to its ResNet, and of each row with JointRD to
+the same student trained alone; it is printed as Markdown and kept as RUNS/DATASET/DEPTH/table.md. data/mnist5k is what
+scripts/mnist5k.py writes; any other folder of images is a dataset too (--folder NAME=DIR, by the recipe of mnist5k).
 """
 
 import argparse
@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from jointrd_jax import cli, compare, config as config_lib
 from jointrd_jax.configs import digits, mnist5k
 from jointrd_jax.errors import Interrupted, UserError
+from jointrd_jax.report import paired
+from jointrd_jax.runs import run_directory
 from jointrd_jax.system import files, runtime
 
 # Blocks per stage, and taps: at the ends of stages, or so many spread evenly.
@@ -55,21 +58,30 @@ def rows(roads: list[str]) -> tuple[str, ...]:
     return ('resnet', *(procedure + name for procedure in ('plain', 'jointrd') for name in names))
 
 
-def table(result: dict[str, Any]) -> str:
-    """A comparison as a Markdown table: the ResNet, each road alone, each with JointRD."""
+def correct(workdir: Path, cell: dict[str, Any]) -> dict[paired.Key, np.ndarray]:
+    """Which images each finished run of a cell gets right."""
+    found = {(run['seed'], run['fold']): run_directory.read_correct(workdir / run['path']) for run in cell['runs']}
+    return {key: images for key, images in found.items() if images is not None}
+
+
+def table(workdir: Path) -> str:
+    """The comparison in a directory as a Markdown table: the ResNet, each road alone, each with JointRD."""
+    result = json.loads((workdir / 'compare.json').read_text())
 
     def place(name: str) -> tuple[int, str]:
         procedure = name.partition('/')[0].partition('+')[0]
         return config_lib.PROCEDURES.index(procedure), name
 
     lines = [
-        "| | top-1, last epoch (%) | less its ResNet's, points [95 %] | of each seed |",
-        '| --- | --- | --- | --- |',
+        "| | top-1, last epoch (%) | of each seed | less its ResNet's, points [95 %] | less the same road's alone |",
+        '| --- | --- | --- | --- | --- |',
     ]
-    for name, cell in sorted(result.items(), key=lambda row: place(row[0])):
+    for name in sorted(result, key=place):
+        cell, alone = result[name], result.get(name.replace('jointrd', 'plain', 1))
         seeds = ' '.join(f'{value:.2f}' for value in compare.by_seed(cell['runs'], 'last_top1').values())
-        difference = compare.shown(cell['difference'])
-        lines.append(f'| {name} | {compare.spread(cell, "last_top1")} | {difference} | {seeds} |')
+        gain = paired.difference(correct(workdir, cell), correct(workdir, alone)) if alone and alone != cell else None
+        columns = (name, compare.spread(cell, 'last_top1'), seeds, compare.shown(cell['difference']), gain or '-')
+        lines.append('| ' + ' | '.join(map(str, columns)) + ' |')
     return '\n'.join(lines) + '\n'
 
 
@@ -111,7 +123,7 @@ def main() -> None:
                     folds=given.folds if dataset == 'digits' else 0,
                 )
             if (workdir / 'compare.json').is_file():
-                text = table(json.loads((workdir / 'compare.json').read_text()))
+                text = table(workdir)
                 files.write_atomically(workdir / 'table.md', text)
                 print(f'\n{dataset}, {depth} layers\n\n{text}')
 
