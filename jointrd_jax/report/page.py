@@ -215,7 +215,13 @@ def learning_curves(variants: list[Variant]) -> list[str]:
         charts.line_chart('Loss that is minimised, training', of('loss'), log=True,
                           note='All terms that a procedure has: compare the shape of the curves, not their level.'),
         charts.line_chart('Norm of the whole gradient', of('gradient_norm'), log=True),
+        charts.line_chart('Steps that waited for input', of(late_percent), unit='%', y_range=PERCENT),
     ]  # fmt: skip
+
+
+def late_percent(line: dict[str, float]) -> float | None:
+    """Of an epoch's calls, those that waited for input, in percent; None in lines of earlier versions."""
+    return 100 * line['input_late'] if 'input_late' in line else None
 
 
 def schedule_curves(variants: list[Variant]) -> list[str]:

@@ -30,6 +30,7 @@ class Summary:
       teacher_top1: the teacher's, on the same images.
       wall_seconds: over all sessions.
       images_per_second: of the last epoch.
+      input_late: of the last epoch's calls, the share (0 to 1) that waited for input.
       rollbacks: {'step', 'term', 'to'} of each loss that was not finite.
       changes_on_resume: what was different when the run was continued, and was allowed.
       student_digest: see `run_directory.digest`.
@@ -64,6 +65,7 @@ class Summary:
     teacher: str | None = None
     teacher_top1: float | None = None
     images_per_second: float | None = None
+    input_late: float | None = None
     rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     changes_on_resume: list[str] = dataclasses.field(default_factory=list)
     student_digest: str | None = None
@@ -86,7 +88,7 @@ FORMS: dict[str, Callable[[Any], bool]] = {
     'wall_seconds': forms.is_number,
     **dict.fromkeys(('dataset', 'model', 'shortcuts', 'reparam', 'activation', 'teacher', 'student_digest'), TEXT),
     **dict.fromkeys(('devices', 'origin', 'origin_sha256', 'shortcuts_removed_from'), TEXT),
-    **dict.fromkeys(('best_top1', 'last_top1', 'last_top5', 'teacher_top1', 'images_per_second'), NUMBER),
+    **dict.fromkeys(('best_top1', 'last_top1', 'last_top5', 'teacher_top1', 'images_per_second', 'input_late'), NUMBER),
     **dict.fromkeys(('depth', 'width', 'best_epoch'), COUNT),
     **dict.fromkeys(('skipped_images', 'seed', 'epochs', 'steps'), forms.is_count),
     **dict.fromkeys(('stage_sizes', 'taps'), COUNTS),

@@ -72,7 +72,7 @@ class History:
         if self.best_epoch:
             line['best_top1'] = self.best_top1
         line['images_per_second'] = self.images_per_second
-        kept = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second'))}
+        kept = {k: v for k, v in line.items() if k.endswith(('top1', 'top5', 'per_second', 'input_late'))}
         self.last = {'step': line['step'], **kept}
         self.lines = [*self.lines, json.dumps(line)]
         return line

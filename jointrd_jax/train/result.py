@@ -9,6 +9,8 @@ from jointrd_jax.train.job import Job
 from jointrd_jax.train.progress import Reporter
 from jointrd_jax.train.resume import Position
 
+LATE = 0.1  # of the last epoch's calls: above it, waiting for input is pointed out
+
 
 def write(job: Job, position: Position) -> Summary:
     """Write and return the summary."""
@@ -40,6 +42,7 @@ def write(job: Job, position: Position) -> Summary:
         teacher=job.teacher.origin if job.teacher else None,
         wall_seconds=round(position.seconds(), 2),
         images_per_second=last['images_per_second'],
+        input_late=last.get('input_late'),
         rollbacks=history.rollbacks,
         changes_on_resume=history.changes,
         student_digest=run_directory.digest(jax.device_get(position.state.student)),
@@ -59,5 +62,7 @@ def show(summary: Summary, reporter: Reporter) -> None:
     rows = [(key, '-' if value is None else str(value)) for key, value in values.items()]
     if summary.skipped_images:
         rows.append(('bad images skipped', str(summary.skipped_images)))
+    if (summary.input_late or 0) > LATE:
+        rows.append(('waited for input', f'{100 * summary.input_late:.0f} % of steps: the input limits the speed'))
     rows.append(('wall time', f'{summary.wall_seconds:.1f} s'))
     reporter.table('finished', rows, (reporter.label, 'accuracies in percent'))

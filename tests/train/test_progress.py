@@ -7,6 +7,8 @@ import time
 import pytest
 from rich.console import Console
 
+from jointrd_jax.runs.summary import Summary
+from jointrd_jax.train import result
 from jointrd_jax.train.progress import Reporter, accuracies
 
 LINE = {
@@ -150,3 +152,10 @@ def test_first_call_is_named_and_passes_errors_on():
 
 def test_accuracies():
     assert accuracies(LINE) == {'student': 56.78, 'path1': 31.0, 'teacher': 98.6}
+
+
+@pytest.mark.parametrize('late', [None, 0.05, 0.43])
+def test_the_last_table_says_when_the_input_limits_the_speed(late):
+    shown = reporter(False)
+    result.show(Summary(procedure='plain', wall_seconds=1.0, input_late=late), shown)
+    assert ('43 % of steps' in text(shown)) == ('waited for input' in text(shown)) == (late == 0.43)
