@@ -1,13 +1,22 @@
-"""Strict settings for every test: four CPU devices, rank promotion raises (warnings: see pyproject)."""
+"""Strict settings for every test: four CPU devices, rank promotion raises (warnings: see pyproject).
 
+Arrays have the shapes that the annotations in method/ say, or the call is an error.
+"""
+
+import importlib
 import os
 import tempfile
 
 import jax
+import jaxtyping
 import pytest
 
-from jointrd_jax.system import runtime
-from tests.support.configs import QUICK_FLAGS, QuietReporter, tiny_config
+CHECKED = [f'jointrd_jax.method.{module}' for module in ('joint', 'layers', 'losses', 'networks')]
+with jaxtyping.install_import_hook(CHECKED, 'beartype.beartype'):
+    for name in CHECKED:
+        importlib.import_module(name)
+    from jointrd_jax.system import runtime
+    from tests.support.configs import QUICK_FLAGS, QuietReporter, tiny_config
 
 os.environ['XLA_FLAGS'] = f'{QUICK_FLAGS} --xla_force_host_platform_device_count=4'
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
-import jax
+from jaxtyping import Array, Float
 
 Variables = dict[str, Any]
 T = TypeVar('T')
@@ -19,9 +19,9 @@ def required(value: T | None, what: str) -> T:
 class Outputs(NamedTuple):
     """What a network returns for a batch: logits [B, classes] and feature maps, each before its ReLU."""
 
-    logits: jax.Array
-    features: jax.Array  # the last block's output [B, h, w, C]
-    taps: tuple[jax.Array, ...] = ()  # the maps at the block boundaries asked for
+    logits: Float[Array, 'B classes']
+    features: Float[Array, 'B h w C']  # the last block's output
+    taps: tuple[Float[Array, 'B _ _ _'], ...] = ()  # the maps at the block boundaries asked for
 
 
 @runtime_checkable
@@ -36,15 +36,17 @@ class StagedNetwork(Protocol):
     @property
     def num_blocks(self) -> int: ...
 
-    def __call__(self, x: jax.Array, train: bool = False, taps: Sequence[int] = ()) -> Outputs:
+    def __call__(self, x: Float[Array, 'B H W C'], train: bool = False, taps: Sequence[int] = ()) -> Outputs:
         """Images [B, H, W, C] through the whole network, with the maps at the boundaries `taps` (ascending)."""
         ...
 
-    def run_blocks(self, h: jax.Array, start: int, stop: int, train: bool = False) -> jax.Array:
+    def run_blocks(
+        self, h: Float[Array, 'B _ _ _'], start: int, stop: int, train: bool = False
+    ) -> Float[Array, 'B _ _ _']:
         """The feature map at boundary `start` to the one at boundary `stop`."""
         ...
 
-    def run_head(self, h: jax.Array) -> jax.Array:
+    def run_head(self, h: Float[Array, 'B h w C']) -> Float[Array, 'B classes']:
         """The last feature map to logits [B, classes]."""
         ...
 

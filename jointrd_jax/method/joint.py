@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from jointrd_jax.method import losses
 from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables, required
@@ -88,9 +89,9 @@ class TeacherView(NamedTuple):
     """
 
     variables: Variables
-    margin: jax.Array | None = None
-    logits: jax.Array | None = None
-    features: jax.Array | None = None
+    margin: Float[Array, 'C'] | None = None
+    logits: Float[Array, 'B classes'] | None = None
+    features: Float[Array, 'B h w C'] | None = None
 
     def with_outputs(self, outputs: Outputs) -> 'TeacherView':
         """The same with what the teacher gives for the batch at hand."""
@@ -117,7 +118,7 @@ def term_names(method: Method) -> tuple[str, ...]:
     return (LOSS, *(term_name(kind, path) for kind in KINDS for path in paths[kind]))
 
 
-def mixing_weight(epoch: jax.typing.ArrayLike, eta: float, mix_epochs: float) -> jax.Array:
+def mixing_weight(epoch: jax.typing.ArrayLike, eta: float, mix_epochs: float) -> Float[Array, '*epochs']:
     """m(t): a cosine from 1 at epoch 0 to `eta` at `mix_epochs`, `eta` from then on."""
     epoch = jnp.asarray(epoch, jnp.float32)
     progress = jnp.minimum(epoch / mix_epochs, 1) if mix_epochs else jnp.ones_like(epoch)
@@ -125,8 +126,8 @@ def mixing_weight(epoch: jax.typing.ArrayLike, eta: float, mix_epochs: float) ->
 
 
 def residual_paths(
-    teacher: StagedNetwork, variables: Variables, tapped: Sequence[jax.Array], taps: Sequence[int]
-) -> list[tuple[jax.Array, jax.Array]]:
+    teacher: StagedNetwork, variables: Variables, tapped: Sequence[Float[Array, 'B _ _ _']], taps: Sequence[int]
+) -> list[tuple[Float[Array, 'B classes'], Float[Array, 'B h w C']]]:
     """(z_i, f_i) of every mixed path: the maps `tapped` at `taps` through R's later blocks and head.
 
     With running statistics R is a function of each image alone, so paths are batched: a block of R
@@ -143,14 +144,14 @@ def residual_paths(
 def joint_loss(
     params: dict[str, Any],
     batch_stats: dict[str, Any],
-    images: jax.Array,
-    labels: jax.Array,
+    images: Float[Array, 'B H W C'],
+    labels: Int[Array, 'B'],
     *,
     networks: Networks,
     method: Method,
     teacher: TeacherView | None = None,
     mix: jax.typing.ArrayLike = 1.0,
-) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
+) -> tuple[Float[Array, ''], tuple[dict[str, Float[Array, '']], dict[str, Any]]]:
     """L for one batch, its named terms (see `term_names`), and the running statistics after the forward pass.
 
     Args:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 REPARAMS = ('none', 'dirac', 'branches')
 ACTIVATIONS = ('relu', 'leaky', 'prelu', 'annealed')
@@ -33,7 +34,9 @@ def dirac_delta(shape: Sequence[int], groups: int = 1) -> np.ndarray:
 AS_MATRIX = 4  # positions of a map up to which, on a CPU, its convolution is one matrix product
 
 
-def convolution_matrix(kernel: jax.Array, height: int, width: int, stride: int) -> jax.Array:
+def convolution_matrix(
+    kernel: Float[Array, 'k k inputs outputs'], height: int, width: int, stride: int
+) -> Float[Array, '{height} {width} inputs h w outputs']:
     """[H, W, in, H', W', out]: the matrix by which a convolution multiplies a map of `height` x `width`."""
     size = kernel.shape[0]
     row, column, out_row, out_column = np.ogrid[:height, :width, :height:stride, :width:stride]
@@ -44,7 +47,9 @@ def convolution_matrix(kernel: jax.Array, height: int, width: int, stride: int) 
     return with_zero[np.where(is_joined, i * size + j, size * size)].transpose(0, 1, 4, 2, 3, 5)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
+def convolve(
+    x: Float[Array, 'B H W inputs'], kernel: Float[Array, 'k k inputs//{groups} outputs'], stride: int, groups: int = 1
+) -> Float[Array, 'B h w outputs']:
     """Convolution of `x` [B, H, W, in] with `kernel` [k, k, in / groups, out], k odd, symmetric zero padding.
 
     Compiled for a CPU, a map of up to `AS_MATRIX` positions is multiplied by the matrix that the convolution is: XLA's
@@ -82,7 +87,7 @@ class Conv(nn.Module):
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, 'B H W inputs']) -> Float[Array, 'B h w {self.features}']:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param('kernel', kaiming_normal, shape)
         if self.dirac:
@@ -107,7 +112,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, 'B h w C'], train: bool) -> Float[Array, 'B h w C']:
         shape = (x.shape[-1],)
         scale = self.param('scale', nn.initializers.ones, shape)
         bias = self.param('bias', nn.initializers.zeros, shape)
@@ -144,7 +149,7 @@ class Activation(nn.Module):
     slope: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, 'B h w C']) -> Float[Array, 'B h w C']:
         if self.kind == 'relu':
             return nn.relu(x)
         slope: Any = jnp.float32(self.slope)

@@ -2,16 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(
+    logits: Float[Array, 'B classes'], labels: Int[Array, 'B'], smoothing: float = 0.0
+) -> Float[Array, '']:
     """Cross entropy of `logits` [B, classes] with integer `labels` [B], with label smoothing."""
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = targets * (1 - smoothing) + smoothing / logits.shape[-1]
     return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
 
-def margins(scale: jax.Array, bias: jax.Array) -> jax.Array:
+def margins(scale: Float[Array, 'C'], bias: Float[Array, 'C']) -> Float[Array, 'C']:
     """Per-channel margin of the margin ReLU, from a BatchNorm's `scale` and `bias` [C].
 
     The expected value of the channel given that it is negative, for a normal distribution of mean `bias`
@@ -25,7 +28,9 @@ def margins(scale: jax.Array, bias: jax.Array) -> jax.Array:
     return jnp.where(below > 1e-3, expected, -3 * std)
 
 
-def margin_distillation(features: jax.Array, target: jax.Array, margin: jax.Array) -> jax.Array:
+def margin_distillation(
+    features: Float[Array, 'B h w C'], target: Float[Array, 'B h w C'], margin: Float[Array, 'C']
+) -> Float[Array, '']:
     """Margin-ReLU partial L2 distance, summed over channels and space, averaged over the batch.
 
     D(f, t) = sum over positions of (f - t')^2, t' = max(t, margin), zero where f <= t' <= 0: the teacher
@@ -43,7 +48,9 @@ def margin_distillation(features: jax.Array, target: jax.Array, margin: jax.Arra
     return jnp.where(counts, jnp.square(features - target), 0).sum((1, 2, 3)).mean()
 
 
-def hinton_kl(logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:
+def hinton_kl(
+    logits: Float[Array, 'B classes'], teacher_logits: Float[Array, 'B classes'], temperature: float
+) -> Float[Array, '']:
     """T^2 KL(teacher || student) of the softened distributions (Hinton et al., 2015), logits [B, classes]."""
     log_p = jax.nn.log_softmax(logits / temperature)
     log_q = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
