@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float
 
+AnyArray = Array | np.ndarray  # of arguments: what was read from files is NumPy's
 Variables = dict[str, Any]
 T = TypeVar('T')
 
@@ -36,17 +38,17 @@ class StagedNetwork(Protocol):
     @property
     def num_blocks(self) -> int: ...
 
-    def __call__(self, x: Float[Array, 'B H W C'], train: bool = False, taps: Sequence[int] = ()) -> Outputs:
+    def __call__(self, x: Float[AnyArray, 'B H W C'], train: bool = False, taps: Sequence[int] = ()) -> Outputs:
         """Images [B, H, W, C] through the whole network, with the maps at the boundaries `taps` (ascending)."""
         ...
 
     def run_blocks(
-        self, h: Float[Array, 'B _ _ _'], start: int, stop: int, train: bool = False
+        self, h: Float[AnyArray, 'B _ _ _'], start: int, stop: int, train: bool = False
     ) -> Float[Array, 'B _ _ _']:
         """The feature map at boundary `start` to the one at boundary `stop`."""
         ...
 
-    def run_head(self, h: Float[Array, 'B h w C']) -> Float[Array, 'B classes']:
+    def run_head(self, h: Float[AnyArray, 'B h w C']) -> Float[Array, 'B classes']:
         """The last feature map to logits [B, classes]."""
         ...
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jointrd_jax.method import losses
-from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables, required
+from jointrd_jax.method.interface import AnyArray, Outputs, StagedNetwork, Variables, required
 
 STUDENT, TEACHER = 'student', 'teacher'
 CE, DISTILL, KL = KINDS = ('ce', 'distill', 'kl')  # of the loss terms, see `term_name`
@@ -126,7 +126,7 @@ def mixing_weight(epoch: jax.typing.ArrayLike, eta: float, mix_epochs: float) ->
 
 
 def residual_paths(
-    teacher: StagedNetwork, variables: Variables, tapped: Sequence[Float[Array, 'B _ _ _']], taps: Sequence[int]
+    teacher: StagedNetwork, variables: Variables, tapped: Sequence[Float[AnyArray, 'B _ _ _']], taps: Sequence[int]
 ) -> list[tuple[Float[Array, 'B classes'], Float[Array, 'B h w C']]]:
     """(z_i, f_i) of every mixed path: the maps `tapped` at `taps` through R's later blocks and head.
 
@@ -144,8 +144,8 @@ def residual_paths(
 def joint_loss(
     params: dict[str, Any],
     batch_stats: dict[str, Any],
-    images: Float[Array, 'B H W C'],
-    labels: Int[Array, 'B'],
+    images: Float[AnyArray, 'B H W C'],
+    labels: Int[AnyArray, 'B'],
     *,
     networks: Networks,
     method: Method,

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jointrd_jax.method.interface import AnyArray
+
 REPARAMS = ('none', 'dirac', 'branches')
 ACTIVATIONS = ('relu', 'leaky', 'prelu', 'annealed')
 TAILORED_ETA = 0.9  # as Zhang et al. chose it for every depth
@@ -35,7 +37,7 @@ AS_MATRIX = 4  # positions of a map up to which, on a CPU, its convolution is on
 
 
 def convolution_matrix(
-    kernel: Float[Array, 'k k inputs outputs'], height: int, width: int, stride: int
+    kernel: Float[AnyArray, 'k k inputs outputs'], height: int, width: int, stride: int
 ) -> Float[Array, '{height} {width} inputs h w outputs']:
     """[H, W, in, H', W', out]: the matrix by which a convolution multiplies a map of `height` x `width`."""
     size = kernel.shape[0]
@@ -48,7 +50,10 @@ def convolution_matrix(
 
 
 def convolve(
-    x: Float[Array, 'B H W inputs'], kernel: Float[Array, 'k k inputs//{groups} outputs'], stride: int, groups: int = 1
+    x: Float[AnyArray, 'B H W inputs'],
+    kernel: Float[AnyArray, 'k k inputs//{groups} outputs'],
+    stride: int,
+    groups: int = 1,
 ) -> Float[Array, 'B h w outputs']:
     """Convolution of `x` [B, H, W, in] with `kernel` [k, k, in / groups, out], k odd, symmetric zero padding.
 
@@ -56,6 +61,7 @@ def convolve(
     convolution there is many times slower on maps of up to 2x2, and quicker from 3x3 on (benchmarks/convolution.py).
     """
     height, width = x.shape[1:3]
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
 
     def as_matrix(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jnp.tensordot(x, convolution_matrix(kernel, height, width, stride), 3)
@@ -87,7 +93,7 @@ class Conv(nn.Module):
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'B H W inputs']) -> Float[Array, 'B h w {self.features}']:
+    def __call__(self, x: Float[AnyArray, 'B H W inputs']) -> Float[Array, 'B h w {self.features}']:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param('kernel', kaiming_normal, shape)
         if self.dirac:
@@ -112,13 +118,13 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'B h w C'], train: bool) -> Float[Array, 'B h w C']:
+    def __call__(self, x: Float[AnyArray, 'B h w C'], train: bool) -> Float[Array, 'B h w C']:
         shape = (x.shape[-1],)
         scale = self.param('scale', nn.initializers.ones, shape)
         bias = self.param('bias', nn.initializers.zeros, shape)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
-        wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+        wide = jnp.asarray(x, jnp.promote_types(jnp.float32, x.dtype))
         if train:
             mean, mean_of_squares = wide.mean((0, 1, 2)), jnp.square(wide).mean((0, 1, 2))
             count = x.size // x.shape[-1]
@@ -149,7 +155,7 @@ class Activation(nn.Module):
     slope: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'B h w C']) -> Float[Array, 'B h w C']:
+    def __call__(self, x: Float[AnyArray, 'B h w C']) -> Float[Array, 'B h w C']:
         if self.kind == 'relu':
             return nn.relu(x)
         slope: Any = jnp.float32(self.slope)
@@ -163,7 +169,7 @@ class Activation(nn.Module):
 def with_slope(batch_stats: Any, slope: jax.typing.ArrayLike) -> Any:
     """The statistics of a network with the slope of every 'annealed' activation at `slope`."""
 
-    def leaf(path: tuple, value: jax.Array) -> jax.Array:
+    def leaf(path: tuple, value: AnyArray) -> AnyArray:
         return jnp.asarray(slope, value.dtype) if path[-1].key == 'slope' else value
 
     return jax.tree_util.tree_map_with_path(leaf, batch_stats)

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jointrd_jax.method.interface import AnyArray
+
 
 def cross_entropy(
-    logits: Float[Array, 'B classes'], labels: Int[Array, 'B'], smoothing: float = 0.0
+    logits: Float[AnyArray, 'B classes'], labels: Int[AnyArray, 'B'], smoothing: float = 0.0
 ) -> Float[Array, '']:
     """Cross entropy of `logits` [B, classes] with integer `labels` [B], with label smoothing."""
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
@@ -14,7 +16,7 @@ def cross_entropy(
     return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
 
-def margins(scale: Float[Array, 'C'], bias: Float[Array, 'C']) -> Float[Array, 'C']:
+def margins(scale: Float[AnyArray, 'C'], bias: Float[AnyArray, 'C']) -> Float[Array, 'C']:
     """Per-channel margin of the margin ReLU, from a BatchNorm's `scale` and `bias` [C].
 
     The expected value of the channel given that it is negative, for a normal distribution of mean `bias`
@@ -29,7 +31,7 @@ def margins(scale: Float[Array, 'C'], bias: Float[Array, 'C']) -> Float[Array, '
 
 
 def margin_distillation(
-    features: Float[Array, 'B h w C'], target: Float[Array, 'B h w C'], margin: Float[Array, 'C']
+    features: Float[AnyArray, 'B h w C'], target: Float[AnyArray, 'B h w C'], margin: Float[AnyArray, 'C']
 ) -> Float[Array, '']:
     """Margin-ReLU partial L2 distance, summed over channels and space, averaged over the batch.
 
@@ -49,7 +51,7 @@ def margin_distillation(
 
 
 def hinton_kl(
-    logits: Float[Array, 'B classes'], teacher_logits: Float[Array, 'B classes'], temperature: float
+    logits: Float[AnyArray, 'B classes'], teacher_logits: Float[AnyArray, 'B classes'], temperature: float
 ) -> Float[Array, '']:
     """T^2 KL(teacher || student) of the softened distributions (Hinton et al., 2015), logits [B, classes]."""
     log_p = jax.nn.log_softmax(logits / temperature)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jointrd_jax.errors import UserError, choice_error
-from jointrd_jax.method.interface import Outputs, Variables
+from jointrd_jax.method.interface import AnyArray, Outputs, Variables
 from jointrd_jax.method.layers import (
     ACTIVATIONS,
     REPARAMS,
@@ -67,7 +67,7 @@ class Block(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'B H W inputs'], train: bool) -> Float[Array, 'B h w outputs']:
+    def __call__(self, x: Float[AnyArray, 'B H W inputs'], train: bool) -> Float[Array, 'B h w outputs']:
         if self.bottleneck:
             layers = [(1, 1, 1), (3, self.stride, self.groups), (1, 1, 1)]
         else:
@@ -97,7 +97,7 @@ class Block(nn.Module):
         return h if self.shortcut == 'none' else h + x
 
 
-def pool(x: Float[Array, 'B H W C']) -> Float[Array, 'B h w C']:
+def pool(x: Float[AnyArray, 'B H W C']) -> Float[Array, 'B h w C']:
     """The 3x3 stride 2 max-pool of an ImageNet stem."""
     padding: Any = ((1, 1), (1, 1))  # flax's annotation knows only 'SAME' and 'VALID'
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
@@ -117,7 +117,7 @@ class Stem(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'B H W C'], train: bool) -> Float[Array, 'B h w {self.channels}']:
+    def __call__(self, x: Float[AnyArray, 'B H W C'], train: bool) -> Float[Array, 'B h w {self.channels}']:
         size, stride = (3, 1) if self.kind == 'cifar' else (7, 2)
         if self.kind == 'pool_first':
             x = pool(x)
@@ -259,7 +259,7 @@ class Network(nn.Module):
 
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
-    def __call__(self, x: Float[Array, 'B H W C'], train: bool = False, taps: Sequence[int] = ()) -> Outputs:
+    def __call__(self, x: Float[AnyArray, 'B H W C'], train: bool = False, taps: Sequence[int] = ()) -> Outputs:
         """Images [B, H, W, C] through the whole network, with the maps at the boundaries `taps` (ascending)."""
         h = self.run_stem(x, train)
         tapped, at = [], 0
@@ -269,19 +269,19 @@ class Network(nn.Module):
         h = self.run_blocks(h, at, self.num_blocks, train)
         return Outputs(self.run_head(h), h, tuple(tapped))
 
-    def run_stem(self, x: Float[Array, 'B H W C'], train: bool = False) -> Float[Array, 'B h w {self.width}']:
+    def run_stem(self, x: Float[AnyArray, 'B H W C'], train: bool = False) -> Float[Array, 'B h w {self.width}']:
         """Images to the feature map at boundary 0."""
         return self.stem(x, train)
 
     def run_blocks(
-        self, h: Float[Array, 'B _ _ _'], start: int, stop: int, train: bool = False
+        self, h: Float[AnyArray, 'B _ _ _'], start: int, stop: int, train: bool = False
     ) -> Float[Array, 'B _ _ _']:
         """The feature map at boundary `start` to the one at boundary `stop`."""
         for name in self.block_names[start:stop]:
             h = getattr(self, name)(h, train)
-        return h
+        return jnp.asarray(h)
 
-    def run_head(self, h: Float[Array, 'B h w {self.feature_channels}']) -> Float[Array, 'B {self.num_classes}']:
+    def run_head(self, h: Float[AnyArray, 'B h w {self.feature_channels}']) -> Float[Array, 'B {self.num_classes}']:
         """The last feature map to logits [B, classes], at least float32."""
         logits = self.head(nn.relu(h).mean((1, 2)))
         return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
@@ -303,7 +303,7 @@ class Connectors(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: dict[str, Float[Array, 'B h w C']], train: bool = True
+        self, features: dict[str, Float[AnyArray, 'B h w C']], train: bool = True
     ) -> dict[str, Float[Array, 'B h w C']]:
         """Feature maps [B, h, w, C] by the name of their path, each through that path's connector."""
         outputs = {}

@@ -191,7 +191,7 @@ def stop_asked() -> bool:
         return signals.requested() is not None
     from jax._src.distributed import global_state  # the client has no public name
 
-    client = global_state.client
+    client: Any = global_state.client
     _calls += 1
     if _stop_at is None and signals.requested() is not None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another host was first
