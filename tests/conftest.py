@@ -15,8 +15,11 @@ jax.config.update('jax_disable_most_optimizations', True)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['WANDB_MODE'] = 'offline'  # nobody is logged in here
 jax.config.update('jax_platforms', 'cpu')
-# One compilation cache for a whole run, also for the processes that tests start.
+# One compilation cache for a whole run, also for the processes that tests start: small programs too, whose compilation
+# would be most of the time.
 os.environ.setdefault('JOINTRD_CACHE_DIR', tempfile.mkdtemp(prefix='jointrd-test-cache-'))
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 runtime.configure()

@@ -16,7 +16,8 @@ from jointrd_jax.system import files
 CUDA, ROCM = ('jax_cuda13_plugin', 'jax_cuda12_plugin'), ('jax_rocm7_plugin', 'jax_rocm60_plugin')
 PLUGINS = {'cpu': (), 'cuda': CUDA, 'rocm': ROCM, 'gpu': CUDA + ROCM, 'tpu': ('libtpu',)}
 NO_BACKEND = ('Unable to initialize backend', 'Unknown backend', 'No visible GPU devices')  # in what JAX says
-CACHE = 'jax_compilation_cache_dir'  # JAX's name of the setting
+# JAX's names of settings; its variables for them are in capitals.
+CACHE, LEAST_SECONDS = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
 
 
 def quieten() -> None:
@@ -74,7 +75,8 @@ def configure() -> None:
     quieten()
     if getattr(jax.config, CACHE) is None:
         jax.config.update(CACHE, str(files.cache_directory()))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+        if LEAST_SECONDS.upper() not in os.environ:
+            jax.config.update(LEAST_SECONDS, 0.5)
 
 
 def jit_once(function: Callable, **options: Any) -> Callable:

@@ -133,10 +133,13 @@ def test_hosts_with_other_data_say_so(tmp_path):
 
 
 def test_an_error_of_one_host_ends_all(tmp_path):
-    """Bad images on the second alone, in training: it says so, and the first does not wait for it."""
+    """Bad images on the second alone, in its first evaluation: it says so, and the first does not wait for it.
+
+    In the first step, where Gloo still connects, the first would wait for half a minute.
+    """
     good = real_data.folder(tmp_path / 'good', train=20, val=12)
     shutil.copytree(good, tmp_path / 'bad')
-    for image in sorted((tmp_path / 'bad' / 'train').rglob('*.jpg'))[1:]:  # the first is looked at before training
+    for image in sorted((tmp_path / 'bad' / 'val').rglob('*.jpg'))[1:]:  # the first is looked at before training
         image.write_bytes(image.read_bytes()[:500])
     second = [f'--config.dataset.data_dir={tmp_path / "bad"}']
     (first, _, said_first), (second, _, said_second) = finish(
