@@ -13,6 +13,7 @@ import contextlib
 import difflib
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,8 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
             except UserError as refused:
                 return str(refused)
     text = str(error) if isinstance(error, (flags.Error, UserError)) else f'{type(error).__name__}: {error}'
+    if missing := re.match(r'flag --(\w+)=None: ', text):
+        return f'--{missing[1]} is missing'
     return text.replace('flag --', '--')
 
 
@@ -153,7 +156,10 @@ def parse(name: str, module: ModuleType, argv: Sequence[str]) -> tuple[flags.Fla
         repeated = repeated_list(argv)
         if repeated:
             fail(f'--config.{repeated} is given more than once; give it once, as in --config.{repeated}=1,2')
-        argv = with_recipe(argv)
+        try:
+            argv = with_recipe(argv)
+        except UserError as error:
+            fail(error)
     sys.argv = [sys.argv[0], *argv]  # where ml_collections looks for overrides of the config
     try:
         rest = values(sys.argv)[1:]

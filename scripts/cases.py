@@ -1,8 +1,9 @@
-"""Make folders and images as people really have them, read each, and print the table of docs/cases.md.
+"""Make inputs, machines and command lines as people really have them, try each, and print the table of docs/cases.md.
 
     python scripts/cases.py > docs/cases.md
+    python scripts/cases.py image "weight file"         only these tables
 
-The answer to each is what the readers say, with the directory that it was made in left out. Nothing is trained.
+The answer to each is what the product says, with the directory that it was made in left out. Nothing is trained.
 """
 
 import io
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import unicodedata
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -22,6 +23,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import cv2
 import numpy as np
+from cases_commands import COMMANDS, command_answer
+from cases_weights import WEIGHTS, weight_answer
 from PIL import ExifTags, Image
 
 from jointrd_jax import config as config_lib, data
@@ -30,9 +33,10 @@ from jointrd_jax.errors import UserError
 
 HEADER = """# Cases
 
-Folders and images as they are met, and what the readers answer. Made and read by `python scripts/cases.py`; synthetic
-pictures of 48x40 pixels, which are kept in memory. *Read* is followed by the classes and the numbers of images to train
-and to evaluate on, and by what was said of it; *refused* by the line that ends the command with status 2.
+Folders, images, weight files, machines and command lines as they are met, and what is answered; made and tried by
+`python scripts/cases.py`. *Read* is followed by what was found (of folders: the classes and the numbers of images to
+train and to evaluate on); *refused* by the line that ends the command with status 2. Pictures are synthetic, of 48x40
+pixels; weights are those of a small ResNet-18. "Installed here" is what the machine had.
 """
 
 
@@ -235,19 +239,41 @@ def image_answer(content: bytes) -> str:
         return f'bad image: {error}'
 
 
+def in_directory(answer: Callable[[str, Path], str]) -> Callable[[str], str]:
+    """The answer to a case that is made in a directory of its own, which is left out of it."""
+
+    def answered(name: str) -> str:
+        with tempfile.TemporaryDirectory() as directory:
+            return answer(name, Path(directory)).replace(f'{directory}{os.sep}', '').replace(directory, '.')
+
+    return answered
+
+
+def made_folder(name: str, directory: Path) -> str:
+    FOLDERS[name](directory / 'DIR')
+    return folder_answer(directory / 'DIR')
+
+
+TABLES: dict[str, tuple[Iterable[str], Callable[[str], str]]] = {
+    'folder': (FOLDERS, in_directory(made_folder)),
+    'image': (IMAGES, lambda name: image_answer(IMAGES[name])),
+    'weight file': (WEIGHTS, in_directory(weight_answer)),
+    'command': (COMMANDS, in_directory(command_answer)),
+}
+
+
 def main() -> None:
+    for head in sys.argv[1:]:
+        if head not in TABLES:
+            sys.exit(f'error: {head!r} is none of the tables {", ".join(TABLES)}')
     print(HEADER)
-    with tempfile.TemporaryDirectory() as directory:
-        print('| folder | answer |\n| --- | --- |')
-        for number, (name, make) in enumerate(FOLDERS.items()):
-            root = Path(directory, str(number), 'DIR')
-            root.parent.mkdir()
-            make(root)
-            answer = folder_answer(root).replace(f'{root.parent}{os.sep}', '').replace('|', '\\|')
-            print(f'| {name} | {answer} |')
-    print('\n| image | answer |\n| --- | --- |')
-    for name, content in IMAGES.items():
-        print(f'| {name} | {image_answer(content)} |')
+    for head in sys.argv[1:] or TABLES:
+        names, answer = TABLES[head]
+        print(f'| {head} | answer |\n| --- | --- |')
+        for name in names:
+            shown = f'`{name}`' if head == 'command' else name
+            print(f'| {shown} | {answer(name).replace("|", chr(92) + "|")} |')
+        print()
 
 
 if __name__ == '__main__':

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from jointrd_jax.runs import summary as summary_lib
 from tests.support import real_data
 from tests.support.configs import QUICK_FLAGS, ROOT
@@ -33,31 +35,26 @@ def test_cifar_teacher_then_student(tmp_path):
     assert teacher.procedure == 'resnet' and student.teacher.endswith('resnet34-3') and student.seed == 3
 
 
-def test_the_study_of_the_docs_and_its_second_dataset(tmp_path):
-    def python(name, *arguments):
+@pytest.fixture
+def python(tmp_path):
+    """Runs a script in an empty directory."""
+
+    def run(name, *arguments):
         environment = os.environ | {'XLA_FLAGS': QUICK_FLAGS, 'PYTHONPATH': str(ROOT)}
         command = [sys.executable, ROOT / 'scripts' / name, *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
+    return run
+
+
+def test_the_study_of_the_docs_and_its_second_dataset(python, tmp_path):
     assert python('mnist5k.py', 'mnist5k').returncode == 0
     for split, count in (('train', 400), ('val', 100)):
         classes = sorted((tmp_path / 'mnist5k' / split).iterdir())
         assert [folder.name for folder in classes] == list('0123456789')
         assert all(len(list(folder.glob('*.png'))) == count for folder in classes)
     assert 'not an empty directory' in python('mnist5k.py', 'mnist5k').stderr
-    arguments = [
-        'runs',
-        '--datasets',
-        'digits',
-        '--depths',
-        '34',
-        '--seeds',
-        '0',
-        '--roads',
-        'none,tailored',
-        '--folds',
-        '0',
-    ]
+    arguments = 'runs --datasets digits --depths 34 --seeds 0 --roads none,tailored --folds 0'.split()
     tiny = ['--set', 'epochs=1', 'eval_every=1', 'batch_size=256', 'model.stage_sizes=1,1', 'model.width=4']
     done = python('study.py', *arguments, *tiny)
     assert done.returncode == 0, done.stderr
@@ -67,3 +64,12 @@ def test_the_study_of_the_docs_and_its_second_dataset(tmp_path):
     assert names == ['resnet', 'plain', 'plain+tailored', 'jointrd', 'jointrd+tailored']
     assert table in python('study.py', *arguments, '--tables').stdout
     assert python('study.py', 'runs', '--depths', '35', '--tables').returncode == 2
+
+
+def test_images_and_weight_files_are_answered_as_the_docs_say(python):
+    done = python('cases.py', 'image', 'weight file')
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith('| ')]
+    documented = (ROOT / 'docs' / 'cases.md').read_text().splitlines()
+    assert len(rows) > 80
+    assert [row for row in rows if row not in documented] == []

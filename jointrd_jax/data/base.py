@@ -2,7 +2,7 @@
 
 import abc
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import ml_collections
@@ -48,11 +48,11 @@ class Dataset(abc.ABC):
     resize: int | None = None
 
     @abc.abstractmethod
-    def train_batches(self, start_step: int) -> Iterator[Batch]:
+    def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
         """This host's share of every training batch from `start_step` on, without end."""
 
     @abc.abstractmethod
-    def eval_batches(self) -> Iterator[Batch]:
+    def eval_batches(self) -> Generator[Batch, None, None]:
         """This host's share of the evaluation images, each exactly once over all hosts.
 
         Every batch has the same shapes; 'mask' [B] is False for the padding of the last ones.
@@ -143,7 +143,7 @@ class InMemory(Dataset):
             'labels': np.concatenate([train[1], evaluation[1]]).astype(np.int32),
         }
 
-    def train_batches(self, start_step: int) -> Iterator[Batch]:
+    def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
         batch_size = self.config.batch_size
         steps_per_epoch = self.train_size // batch_size
         for epoch in itertools.count(start_step // steps_per_epoch):
@@ -152,7 +152,7 @@ class InMemory(Dataset):
             for step in range(first, steps_per_epoch):
                 yield {'index': order[step * batch_size : (step + 1) * batch_size][host_share(batch_size)]}
 
-    def eval_batches(self) -> Iterator[Batch]:
+    def eval_batches(self) -> Generator[Batch, None, None]:
         batch_size = self.config.eval_batch_size
         for start in range(0, self.eval_size, batch_size):
             position = np.arange(start, start + batch_size, dtype=np.int32)[host_share(batch_size)]

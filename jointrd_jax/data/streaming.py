@@ -279,7 +279,7 @@ class Streaming(Dataset):
             )  # fmt: skip
         return fit
 
-    def run(self, chunks: Chunks, start_step: int, stop_step: int) -> Iterator[Batch]:
+    def run(self, chunks: Chunks, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """The batches of steps [start_step, stop_step); ends with `close`."""
         batches = self.batches(chunks, start_step, stop_step)
         self.running.append(batches)
@@ -330,10 +330,10 @@ class Streaming(Dataset):
                 self.bad.add(number)
         return chunk
 
-    def train_batches(self, start_step: int) -> Iterator[Batch]:
+    def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
         return self.run(self.train_chunks(), start_step, 2**40)
 
-    def eval_batches(self) -> Iterator[Batch]:
+    def eval_batches(self) -> Generator[Batch, None, None]:
         return self.run(self.eval_chunks(), 0, -(-self.eval_size // self.config.eval_batch_size))
 
     def preprocess(

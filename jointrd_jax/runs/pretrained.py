@@ -11,6 +11,7 @@ from jointrd_jax.runs import run_directory, weights
 from jointrd_jax.runs.run_directory import Run
 from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import buckets
+from jointrd_jax.system.notices import say_once
 
 
 def load(
@@ -40,6 +41,8 @@ def load(
         return run_directory.load(path, which)
     channels = None if new_head else data.image_shape[-1]
     loaded = weights.load(path, network, channels, new_head=new_head)
+    if loaded.taken:
+        say_once(f'{path}: {loaded.taken}')
     sees = loaded.variables['params']['stem']['conv']['kernel'].shape[2]
     assumed = dataclasses.replace(data, image_shape=(*data.image_shape[:2], sees))
     unmeasured = Summary(procedure=config.procedure, wall_seconds=0.0)

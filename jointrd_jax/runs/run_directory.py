@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,25 @@ def digest(variables: Variables) -> str:
         sha.update(f'{path} {array.dtype} {array.shape}\n'.encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def removed_if_refused(path: Path) -> Iterator[None]:
+    """Remove a new run's config, and its local directory, if it is refused before it has anything else.
+
+    For who holds the directory's lock. What is raised inside is raised.
+    """
+    is_new = not (path / CONFIG).is_file()
+    try:
+        yield
+    except UserError:
+        if is_new and {entry.name for entry in path.iterdir()} <= {CONFIG, files.LOCK}:
+            (path / CONFIG).unlink(missing_ok=True)
+            if not buckets.is_remote(path):
+                (path / files.LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a mount
+                    path.rmdir()
+        raise
 
 
 def read_config(path: str | Path) -> ml_collections.ConfigDict:

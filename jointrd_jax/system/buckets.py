@@ -60,8 +60,8 @@ def place(text: str | os.PathLike) -> Path:
         return Path(text)
     scheme, rest = match.groups()
     if scheme not in EXTRAS:
-        known = ' and '.join(f'{name}://BUCKET/...' for name in EXTRAS)
-        raise UserError(f'{text}: places are directories and {known}, not {scheme}://')
+        known = ' or '.join(f'{name}://BUCKET/...' for name in EXTRAS)
+        raise UserError(f'{text}: a path is local, or {known}; {scheme}:// is not read or written')
     if not rest.split('/')[0]:
         raise UserError(f'{text} names no bucket; write {scheme}://BUCKET/NAME')
     require(*EXTRAS[scheme])

@@ -18,6 +18,7 @@ from jointrd_jax.system import buckets, signals
 
 MAX_TEXT = 64 << 20  # bytes; far beyond any text file of ours, small enough to read whole
 REASON_LENGTH = 300
+LOCK = buckets.LEASE  # the file that a run's directory is locked by
 
 
 def reason(error: BaseException) -> str:
@@ -230,7 +231,7 @@ def locked(directory: Path) -> Iterator[None]:
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / '.lock', 'a+')
+        lock = open(directory / LOCK, 'a+')
     except OSError as error:
         raise UserError(f'cannot use {directory} as a workdir: {reason(error)}') from error
     with lock:
@@ -247,7 +248,7 @@ def locked(directory: Path) -> Iterator[None]:
             lock.write(f'process {os.getpid()} on host {socket.gethostname()}\n')
             lock.flush()
         except OSError as error:
-            raise UserError(f'cannot write {directory / ".lock"}: {reason(error)}') from error
+            raise UserError(f'cannot write {directory / LOCK}: {reason(error)}') from error
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ import collections
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -46,7 +46,7 @@ class Feed(Generic[T]):
         except BaseException as error:  # whatever it is, it is the consumer's to raise
             end = (None, error)
         finally:
-            if hasattr(items, 'close'):
+            if isinstance(items, Generator):
                 items.close()
         self._put(end)
 

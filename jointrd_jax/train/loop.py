@@ -59,16 +59,17 @@ def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter)
     try:
         with distributed.only_first(files.locked(workdir)):
             preflight.workdir(config, workdir)  # again, now that nobody else can write there
-            if distributed.is_first():
-                files.write_json(workdir / run_directory.CONFIG, config_lib.flatten(config))
-            summary = summary_lib.read(workdir)
-            distributed.sync('workdir read')
-            is_new = summary is None
-            if is_new:
-                summary = train(config, workdir, plan, reporter)
-            else:
-                forget_fault(workdir)
-                reporter.say(f'{workdir} is finished already')
+            with distributed.only_first(run_directory.removed_if_refused(workdir)):
+                if distributed.is_first():
+                    files.write_json(workdir / run_directory.CONFIG, config_lib.flatten(config))
+                summary = summary_lib.read(workdir)
+                distributed.sync('workdir read')
+                is_new = summary is None
+                if is_new:
+                    summary = train(config, workdir, plan, reporter)
+                else:
+                    forget_fault(workdir)
+                    reporter.say(f'{workdir} is finished already')
     finally:
         plan.dataset.close()
     if is_new or not reporter.nested:

@@ -62,8 +62,7 @@ def show(summary: Summary, reporter: Reporter) -> None:
     rows = [(key, '-' if value is None else str(value)) for key, value in values.items()]
     if summary.skipped_images:
         rows.append(('bad images skipped', str(summary.skipped_images)))
-    late = summary.input_late or 0
-    if late > LATE:
-        rows.append(('waited for input', f'{100 * late:.0f} % of steps: the input limits the speed'))
+    if summary.input_late is not None and summary.input_late > LATE:
+        rows.append(('waited for input', f'{100 * summary.input_late:.0f} % of steps: the input limits the speed'))
     rows.append(('wall time', f'{summary.wall_seconds:.1f} s'))
     reporter.table('finished', rows, (reporter.label, 'accuracies in percent'))

@@ -27,7 +27,7 @@ def photos(tmp_path_factory):
     config.dataset.name, config.dataset.data_dir, config.dataset.workers = 'folder', str(root), 0
     config.dataset.image_size, config.dataset.resize = 24, 32
     loop.run(config, place / 'run', QuietReporter('photos'))
-    export.export(place / 'run', place / 'export', export.Options(('onnx', 'safetensors'), batch=4))
+    export.export(place / 'run', place / 'export', export.Options(('onnx', 'safetensors', 'tflite'), batch=4))
     return place
 
 
@@ -59,7 +59,10 @@ def evaluated(run, config=None):
     return np.concatenate([predictions.probabilities(b.logits)[b.mask] for b in batches])
 
 
-@pytest.mark.parametrize('source', ['run', 'export', 'export/network.onnx', 'export/network.safetensors', 'alone'])
+SOURCES = ('run', 'export', 'export/network.onnx', 'export/network.safetensors', 'export/network.tflite', 'alone')
+
+
+@pytest.mark.parametrize('source', SOURCES)
 def test_predictions_are_those_of_evaluation(photos, tmp_path, source):
     if source == 'alone':  # only the file, which says itself how its images are prepared
         path = tmp_path / 'moved.onnx'
@@ -76,6 +79,18 @@ def test_predictions_are_those_of_evaluation(photos, tmp_path, source):
         assert row['class'] == run.data.classes[chances.argmax()]
         shown = [entry['probability'] for entry in row['likeliest']]
         assert shown == pytest.approx(sorted(chances, reverse=True), rel=1e-3)
+
+
+def test_int8_files_predict_nearly_the_same(digits):
+    export.export(digits / 'run', digits / 'int8', export.Options(('tflite', 'onnx'), int8=True, calibration=32))
+    paths = predict.listed([str(digits / 'images')])[::10]
+    found = {}
+    for name in ('network.tflite', 'network.int8.tflite', 'network.int8.onnx'):
+        with predict.classifier(digits / 'int8' / name, 'last', 8) as network:
+            found[name] = [row['class'] for row in predict.rows(network, paths, 1, 8)]
+    exact = found.pop('network.tflite')
+    for name, classes in found.items():
+        assert np.mean([ours == theirs for ours, theirs in zip(classes, exact, strict=True)]) >= 0.9, name
 
 
 def test_images_of_one_size_are_taken_as_they_are(digits):

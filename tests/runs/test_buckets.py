@@ -203,7 +203,7 @@ def test_no_permission():
 
 def test_unknown_schemes_and_no_bucket():
     for text in ('az://bucket/run', 'http://host/run'):
-        with pytest.raises(UserError, match=re.escape(f'{text}: places are directories and gs://BUCKET/... and s3://')):
+        with pytest.raises(UserError, match=re.escape(f'{text}: a path is local, or gs://BUCKET/... or s3://')):
             buckets.place(text)
     with pytest.raises(UserError, match='names no bucket'):
         buckets.place('s3:///run')

@@ -14,7 +14,8 @@ torch = pytest.importorskip('torch')
 def saved(path, run, change=lambda arrays: arrays):
     """The network of a run as a training script would save it."""
     arrays = {name: torch.tensor(array) for name, array in weights.export_names(run.variables).items()}
-    torch.save({'state_dict': {f'module.{name}': array for name, array in change(arrays).items()}, 'epoch': 2}, path)
+    held = {f'module.{name}': array for name, array in change(arrays).items()}
+    torch.save({'state_dict': held, 'state_dict_ema': held, 'epoch': 2}, path)
     return str(path)
 
 
@@ -25,10 +26,11 @@ def teacher(tmp_path_factory):
     return run_directory.load(path)
 
 
-def test_a_checkpoint_of_another_program_teaches_and_is_restored(teacher, tmp_path, quiet):
+def test_a_checkpoint_of_another_program_teaches_and_is_restored(teacher, tmp_path, quiet, caplog):
     path = saved(tmp_path / 'best.pth.tar', teacher)
     summary = loop.run(tiny_config(teacher__path=path, epochs=1), tmp_path / 'run', quiet)
     assert summary.teacher_top1 == teacher.summary.last_top1
+    assert "best.pth.tar: 'state_dict' taken, not 'state_dict_ema'" in caplog.text
     config = tiny_config(procedure='resnet', restore=path, restore_head='new', epochs=1)
     config.optimizer.learning_rate = 1e-9
     loop.run(config, tmp_path / 'restored', quiet)
@@ -44,6 +46,7 @@ def test_classes_in_another_order_stop_the_run(teacher, tmp_path, quiet):
     path = saved(tmp_path / 'w.pth', teacher, reversed_classes)
     with pytest.raises(UserError, match=r'near chance \(10\.00 %\).*another order.*config\.teacher\.least_top1=0'):
         loop.run(tiny_config(teacher__path=path, epochs=1), tmp_path / 'run', quiet)
+    assert not (tmp_path / 'run').exists()
     with pytest.raises(UserError, match=r'less than config\.teacher\.least_top1=99\.9'):
         good = saved(tmp_path / 'good.pth', teacher)
         loop.run(tiny_config(teacher__path=good, teacher__least_top1=99.9, epochs=1), tmp_path / 'strict', quiet)
