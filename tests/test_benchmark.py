@@ -63,7 +63,6 @@ def test_bad_input_is_one_line():
 
 
 SAME_WORK = """
-import functools
 import sys
 
 import jax
@@ -111,8 +110,9 @@ for procedure in torch_jointrd.PROCEDURES:
         stepper.loss.margin.data = torch.tensor(np.asarray(view.margin))
         for connector, path in zip(stepper.loss.connectors, joint.path_names(method.taps), strict=True):
             fill(connector, state.params['connectors'], state.batch_stats['connectors'], f'{path}_conv', f'{path}_bn')
-    loss = functools.partial(joint.joint_loss, networks=networks, method=method, mix=1.0)
-    ours, _ = jax.jit(loss)(state.params, state.batch_stats, images, labels, **given)
+    ours, _ = joint.joint_loss(
+        state.params, state.batch_stats, images, labels, networks=networks, method=method, mix=1.0, **given
+    )
     pixels = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
     theirs = stepper.loss(pixels, torch.tensor(np.asarray(labels)).long()).detach()
     assert abs(float(ours) / float(theirs) - 1) < 1e-4, (procedure, float(ours), float(theirs))
