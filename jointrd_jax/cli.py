@@ -23,7 +23,7 @@ import jax
 from absl import flags
 
 from jointrd_jax.errors import Interrupted, Stuck, UserError
-from jointrd_jax.system import buckets, distributed, runtime, signals
+from jointrd_jax.system import buckets, distributed, notices, runtime, signals
 
 USAGE_STATUS = 2
 COMMANDS = {
@@ -249,7 +249,7 @@ def overview() -> str:
 def run(name: str, argv: Sequence[str]) -> None:
     """Run the subcommand `name` with the arguments `argv`."""
     module = importlib.import_module(f'jointrd_jax.commands.{name}')
-    with errors_in_one_line():
+    with notices.as_plain_lines(), errors_in_one_line():
         given, arguments = parse(name, module, argv)
         runtime.check_platforms()
         module.main(given, *arguments)

@@ -10,7 +10,7 @@ import pytest
 from jointrd_jax import cli
 from jointrd_jax.data import streaming
 from jointrd_jax.errors import UserError
-from jointrd_jax.system import distributed
+from jointrd_jax.system import distributed, notices
 from jointrd_jax.train import trackers
 from tests.support import real_data
 
@@ -83,6 +83,13 @@ def test_a_coordinator_that_does_not_answer_ends_after_a_bounded_time(monkeypatc
 def test_spellings_of_fields(argument, part, tmp_path):
     one_line(jointrd('train', '--config', 'digits', '--workdir', tmp_path / 'run', argument), part)
     assert not list(tmp_path.iterdir())
+
+
+def test_notices_are_plain_lines(capsys):
+    with notices.as_plain_lines():
+        notices.say_once('a line')
+        notices.say_once('a line')
+    assert capsys.readouterr().err == 'a line\n'
 
 
 def test_workers_fit_into_shared_memory(tmp_path, monkeypatch, caplog):
