@@ -6,7 +6,6 @@
 # 1 is a dry run on a smaller network; the real recipe is configs/digits.py.
 
 # %% A config: the recipe of the README, made small
-import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jointrd_jax import data
+from jointrd_jax.configs import digits
 from jointrd_jax.method import joint, losses, networks
 from jointrd_jax.report import page
 from jointrd_jax.runs import run_directory
@@ -22,11 +22,7 @@ from jointrd_jax.system import runtime
 from jointrd_jax.train import gradients, loop
 
 runtime.configure()
-root = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location('digits', root / 'configs' / 'digits.py')
-recipe = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(recipe)
-config = recipe.get_config()
+config = digits.get_config()
 config.epochs = int(os.environ.get('WALKTHROUGH_EPOCHS', 12))
 config.model.stage_sizes = (2, 2, 2, 2) if config.epochs > 1 else (1, 1)
 config.eval_hybrids = True
@@ -40,17 +36,18 @@ images, labels = dataset.preprocess(dataset.device_arrays, batch, jax.random.key
 print(f'{dataset.train_size} training images {images.shape[1:]}, {dataset.eval_size} for evaluation, {labels[:8]}')
 
 # %% One network, three shapes: ResNet, plain, and the hybrids between them
-resnet = networks.create('resnet18', width=8, num_classes=10, stem_kind='cifar')
-plain = networks.create('plain18', width=8, num_classes=10, stem_kind='cifar')
+shape = dict(stage_sizes=config.model.stage_sizes, width=8, num_classes=10, stem_kind='cifar')
+resnet, plain = networks.Network(**shape), networks.Network(**shape, shortcuts='none')
+tap = plain.stage_ends[0]
 first, second = (net.initialise(jax.random.key(i), dataset.image_shape) for i, net in enumerate((resnet, plain)))
-hybrid = networks.hybrid(plain, resnet, block=4)
+hybrid = networks.hybrid(plain, resnet, block=tap)
 print('shortcuts of the hybrid:', hybrid.block_shortcuts())
 print('parameters:', {net.shortcuts: networks.parameter_count(v) for net, v in ((resnet, first), (plain, second))})
 
 # %% A path is the hybrid: the plain network's map at a tap, through the ResNet's later blocks
-outputs = plain.apply(second, images, taps=(4,))
-((logits, _),) = joint.residual_paths(resnet, first, outputs.taps, (4,))
-spliced = hybrid.apply(networks.splice(plain, second, first, 4), images).logits
+outputs = plain.apply(second, images, taps=(tap,))
+((logits, _),) = joint.residual_paths(resnet, first, outputs.taps, (tap,))
+spliced = hybrid.apply(networks.splice(plain, second, first, tap), images).logits
 print('largest difference:', float(jnp.abs(logits - spliced).max()))
 print('its cross entropy before training:', float(losses.cross_entropy(logits, labels)))
 
