@@ -23,7 +23,7 @@ import jax
 from absl import flags
 
 from jointrd_jax.errors import Interrupted, Stuck, UserError
-from jointrd_jax.system import distributed, notices, runtime, signals
+from jointrd_jax.system import buckets, distributed, notices, runtime, signals
 
 USAGE_STATUS = 2
 COMMANDS = {
@@ -138,11 +138,29 @@ def positional_of(module: ModuleType) -> tuple[str, ...]:
     return getattr(module, 'POSITIONAL', ())
 
 
+def check_places(name: str, module: ModuleType, given: dict[str, object], arguments: Sequence[str]) -> None:
+    """End the process where a path has a scheme that is not known, or one at all where a command takes local paths.
+
+    The latter are named by the command's LOCAL: flags, and 'arguments' for what comes before them.
+    """
+    local = getattr(module, 'LOCAL', ())
+    for key, value in [*given.items(), *(('arguments', argument) for argument in arguments)]:
+        if not isinstance(value, str) or key == 'coordinator':  # an address, which says itself what it must be
+            continue
+        try:
+            buckets.check_scheme(value)
+        except UserError as error:
+            fail(error)
+        if key in local and buckets.is_remote(value):
+            fail(f'{value}: jointrd {name} takes local paths only here')
+
+
 def parse(name: str, module: ModuleType, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     """The flags and the positional arguments in `argv`; ends the process with one line if it cannot be read."""
     positional = positional_of(module)
     values = flags.FlagValues()
     module.define_flags(values)
+    own = list(values)
     if any(arg in ('--help', '-h', '--helpfull', '-help') for arg in argv):
         print(help_text(name, module, values))
         sys.exit(0)
@@ -173,6 +191,7 @@ def parse(name: str, module: ModuleType, argv: Sequence[str]) -> tuple[flags.Fla
         flags.FLAGS.mark_as_parsed()
     if 'workdir' in values and values['workdir'].value == '':
         fail('--workdir is empty; name a directory')
+    check_places(name, module, {key: values[key].value for key in own}, rest)
     if len(rest) > len(positional) and not (positional and positional[-1].rstrip(']').endswith('...')):
         fail(f'unexpected argument {rest[len(positional)]!r}; options start with --')
     if len(rest) < len(positional) and not positional[len(rest)].startswith('['):

@@ -14,6 +14,7 @@ import ml_collections
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS
 from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, SHORTCUTS, STAGE_SIZES, STEMS
+from jointrd_jax.system import buckets
 
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', 'resnet_kd')
 TRAINS_RESNET = ('resnet', 'resnet_kd')
@@ -428,6 +429,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
             accepted = False
         if not accepted:
             raise UserError(f'config.{name}={shown(value)} is not accepted; it must be: {field.accepts}')
+    for name in ('dataset.data_dir', 'teacher.path', 'restore'):
+        buckets.check_scheme(flat[name])
     drops = config.optimizer.drop_epochs
     if config.optimizer.schedule == 'step' and drops and max(drops) >= config.epochs:
         raise UserError(

@@ -11,6 +11,7 @@ scripts/mnist5k.py writes; any other folder of images is a dataset too (--folder
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from jointrd_jax import cli, compare, config as config_lib
 from jointrd_jax.configs import any_depth, mnist5k
 from jointrd_jax.errors import Interrupted, UserError
 from jointrd_jax.report import paired
-from jointrd_jax.runs import run_directory
+from jointrd_jax.runs import run_directory, summary
 from jointrd_jax.system import files, runtime
 
 # Blocks per stage, and taps: at the ends of stages, or so many spread evenly.
@@ -55,6 +56,24 @@ def rows(roads: list[str]) -> tuple[str, ...]:
     return ('resnet', *(procedure + name for procedure in ('plain', 'jointrd') for name in names))
 
 
+def so_far(workdir: Path) -> dict[str, Any]:
+    """Of a comparison that is not finished what `compare` returns: the seeds and folds that all its rows have."""
+    runs: dict[str, dict[paired.Key, dict[str, Any]]] = {}
+    for path in sorted(file.parent for file in workdir.rglob(summary.SUMMARY)):
+        where = path.relative_to(workdir)
+        config, found = run_directory.read_config(path), summary.read(path)
+        assert found
+        run = dataclasses.asdict(found) | {'path': str(where), 'fold': config.dataset.fold}
+        runs.setdefault(where.parts[0], {})[config.seed, config.dataset.fold] = run
+    common = set.intersection(*map(set, runs.values())) if runs else set()
+    cells = {name: compare.statistics_of([of[key] for key in sorted(common)]) for name, of in runs.items()}
+    resnet = correct(workdir, cells['resnet']) if 'resnet' in cells else {}
+    for name, cell in cells.items():
+        found = paired.difference(correct(workdir, cell), resnet) if name != 'resnet' else None
+        cell['difference'] = found._asdict() if found else None
+    return cells if common else {}
+
+
 def correct(workdir: Path, cell: dict[str, Any]) -> dict[paired.Key, np.ndarray]:
     """Which images each finished run of a cell gets right."""
     found = {(run['seed'], run['fold']): run_directory.read_correct(workdir / run['path']) for run in cell['runs']}
@@ -63,7 +82,8 @@ def correct(workdir: Path, cell: dict[str, Any]) -> dict[paired.Key, np.ndarray]
 
 def table(workdir: Path) -> str:
     """The comparison in a directory as a Markdown table: the ResNet, each road alone, each with JointRD."""
-    result = json.loads((workdir / 'compare.json').read_text())
+    whole = workdir / 'compare.json'
+    result = json.loads(whole.read_text()) if whole.is_file() else so_far(workdir)
 
     def place(name: str) -> tuple[int, str]:
         procedure = name.partition('/')[0].partition('+')[0]
@@ -79,6 +99,12 @@ def table(workdir: Path) -> str:
         gain = paired.difference(correct(workdir, cell), correct(workdir, alone)) if alone and alone != cell else None
         columns = (name, compare.spread(cell, 'last_top1'), seeds, compare.shown(cell['difference']), gain or '-')
         lines.append('| ' + ' | '.join(map(str, columns)) + ' |')
+    folds = len({run['fold'] for cell in result.values() for run in cell['runs']})
+    images = max((cell['difference'] or {}).get('images', 0) for cell in result.values()) if result else 0
+    lines += [
+        '',
+        f'{images} images, {folds} fold{"" if folds == 1 else "s"}{"" if whole.is_file() else ", not finished"}',
+    ]
     return '\n'.join(lines) + '\n'
 
 
@@ -119,7 +145,7 @@ def main() -> None:
                     compare.parse_variants(given.variants),
                     folds=given.folds if dataset == 'digits' else 0,
                 )
-            if (workdir / 'compare.json').is_file():
+            if workdir.is_dir():
                 text = table(workdir)
                 files.write_atomically(workdir / 'table.md', text)
                 print(f'\n{dataset}, {depth} layers\n\n{text}')

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from jointrd_jax import cli
 from jointrd_jax.data import streaming
 from jointrd_jax.errors import UserError
 from jointrd_jax.system import distributed, notices
@@ -134,3 +135,46 @@ def test_a_key_that_is_refused_is_one_line_before_training(tmp_path):
     assert 'error: config.log.tracker=wandb cannot log in' in done.stderr and 'WANDB_MODE=offline' in done.stderr
     assert 'Traceback' not in done.stderr
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.filterwarnings('ignore:the load_module')  # which ml_collections reads recipes with
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        'train --config digits --workdir hf://b/r',
+        'train --config digits --workdir run --config.teacher.path=hf://b/t.pth',
+        'train --config digits --workdir run --config.restore=http://b/t.pth',
+        'train --config cifar10 --workdir run --config.dataset.data_dir=hf://b/d',
+        'compare --config digits --workdir ftp://b/r',
+        'evaluate hf://b/r',
+        'evaluate run --data_dir hf://b/d',
+        'predict hf://b/x.onnx picture.png',
+        'predict run hf://b/pictures',
+        'export --workdir hf://b/r --out out',
+        'export --workdir run --out hf://b/o',
+        'export --workdir run --out out --data_dir hf://b/d',
+        'report run --out hf://b/r.html',
+        'report hf://b/r',
+        'prepare cifar10 --data_dir hf://b/d',
+        'prepare cifar10 --convert_to hf://b/d',
+        'convert hf://b/w.pth --out out',
+        'convert w.pth --out hf://b/t.safetensors',
+        'plan --config digits --topology v5e:2x2 --json hf://b/p.json',
+        'plan --config digits --topology v5e:2x2 --json s3://b/p.json',
+        'benchmark --out hf://b/r.json',
+        'benchmark --trace gs://b/t',
+        'targets run --out hf://b/t',
+        'targets run --json gs://b/t.json',
+        'targets s3://b/run',
+        'savings --out s3://b/s',
+    ],
+)
+def test_a_path_with_a_scheme_is_never_a_local_folder(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name, *rest = arguments.split()
+    with pytest.raises(SystemExit) as ended:
+        cli.run(name, rest)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and ('a path is local, or gs' in line or 'takes local paths only' in line)
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,8 @@ from absl import flags
 
 from jointrd_jax.commands import options
 
+LOCAL = ('out', 'trace')  # take local paths only
+
 
 def define_flags(values: flags.FlagValues) -> None:
     from jointrd_jax.benchmark import CPU_SHAPES, GPU_SHAPES, PROCEDURES

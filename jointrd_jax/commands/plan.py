@@ -11,6 +11,8 @@ from absl import flags
 
 from jointrd_jax.commands import options
 
+LOCAL = ('json',)  # take local paths only
+
 
 def define_flags(values: flags.FlagValues) -> None:
     from jointrd_jax.plan.chips import choices

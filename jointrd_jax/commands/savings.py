@@ -10,6 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
+LOCAL = ('out',)  # take local paths only
+
 
 def define_flags(values: flags.FlagValues) -> None:
     from jointrd_jax.method.networks import STEMS

@@ -15,6 +15,8 @@ from absl import flags
 
 POSITIONAL = ('[RUN ...]',)
 
+LOCAL = ('arguments', 'json', 'out')  # take local paths only
+
 
 def define_flags(values: flags.FlagValues) -> None:
     from jointrd_jax.commands import options

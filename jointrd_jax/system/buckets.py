@@ -48,6 +48,14 @@ def is_remote(path: str | os.PathLike) -> bool:
     return bool(match and match[1] in EXTRAS)
 
 
+def check_scheme(text: str) -> None:
+    """Raises UserError where a path has another scheme than gs and s3."""
+    match = URL.match(text)
+    if match and match[1] not in EXTRAS and '://' in text:
+        known = ' or '.join(f'{name}://BUCKET/...' for name in EXTRAS)
+        raise UserError(f'{text}: a path is local, or {known}; {match[1]}:// is not read or written')
+
+
 def place(text: str | os.PathLike) -> Path:
     """A path on the disk, or in a bucket with the same methods.
 
@@ -55,13 +63,11 @@ def place(text: str | os.PathLike) -> Path:
       UserError: another scheme than gs and s3, no bucket named, or the extra for it is missing.
     """
     text = os.fspath(text)
+    check_scheme(text)
     match = URL.match(text)
-    if not match or (match[1] not in EXTRAS and '://' not in text):
+    if not match or match[1] not in EXTRAS:
         return Path(text)
     scheme, rest = match.groups()
-    if scheme not in EXTRAS:
-        known = ' or '.join(f'{name}://BUCKET/...' for name in EXTRAS)
-        raise UserError(f'{text}: a path is local, or {known}; {scheme}:// is not read or written')
     if not rest.split('/')[0]:
         raise UserError(f'{text} names no bucket; write {scheme}://BUCKET/NAME')
     require(*EXTRAS[scheme])
