@@ -15,7 +15,7 @@ from tests.support.configs import QuietReporter, tiny_config
 @pytest.fixture(scope='module')
 def compared(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('folds')
-    config = tiny_config(epochs=1, batch_size=64)
+    config = tiny_config(epochs=1, batch_size=64, model__stage_sizes=(1, 1))
     return workdir, compare.run(config, workdir, [0, 1], ('resnet', 'jointrd+prelu'), folds=2, with_report=True)
 
 
@@ -45,7 +45,9 @@ def test_the_report_draws_the_differences(compared):
 
 
 def test_a_teacher_of_another_fold_is_refused(compared, tmp_path):
-    config = tiny_config(dataset__fold='2/2', teacher__path=str(compared[0] / 'resnet' / 'fold1of2' / 'seed0'))
+    config = tiny_config(
+        dataset__fold='2/2', model__stage_sizes=(1, 1), teacher__path=str(compared[0] / 'resnet' / 'fold1of2' / 'seed0')
+    )
     with pytest.raises(UserError, match='fold 1/2: it has seen images that this run, of .*fold 2/2'):
         loop.run(config, tmp_path / 'run', QuietReporter('run'))
     assert not (tmp_path / 'run').exists()

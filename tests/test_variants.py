@@ -3,12 +3,11 @@
 import json
 import re
 import resource
-import subprocess
 import sys
 
 import pytest
 
-from jointrd_jax import compare, config as config_lib
+from jointrd_jax import cli, compare, config as config_lib
 from jointrd_jax.errors import UserError
 from jointrd_jax.runs import run_directory
 from jointrd_jax.system import files
@@ -146,10 +145,10 @@ def test_a_cell_without_a_result_is_no_crash(tmp_path):
 
 
 @pytest.mark.parametrize('seeds', ['²', '9' * 5000, '-1', ''])
-def test_seeds_are_whole_numbers(seeds, tmp_path):
-    done = subprocess.run(
-        [sys.executable, '-m', 'jointrd_jax.compare', '--config=configs/digits.py', f'--workdir={tmp_path / "x"}',
-         f'--seeds={seeds}'],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2 and done.stderr.startswith('error: ') and len(done.stderr.splitlines()) == 1
+def test_seeds_are_whole_numbers(seeds, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    with pytest.raises(SystemExit, match='2'):
+        cli.run('compare', ['--config=configs/digits.py', f'--workdir={tmp_path / "x"}', f'--seeds={seeds}'])
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and len(error.splitlines()) == 1
+    assert not (tmp_path / 'x').exists()

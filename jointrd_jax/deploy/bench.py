@@ -1,4 +1,4 @@
-"""Ask targets about networks: every pair in a process of its own, so that what happens to one is one row's matter."""
+"""Ask targets about networks: every pair in a process of its own, so that a crash or a time-out costs one row only."""
 
 import errno
 import importlib
@@ -146,7 +146,7 @@ def finished(known: dict[str, Any], said: dict[str, Any], candidate: Candidate, 
 
 
 def in_process(question: Question, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """The target's answer, or what happened instead of one."""
+    """The target's answer, or the reason why there is none."""
     try:
         with tempfile.TemporaryDirectory(prefix='jointrd-target-') as directory:
             asked, answer, log = (Path(directory) / name for name in ('request.json', 'answer.json', 'log.txt'))
@@ -179,14 +179,14 @@ def in_process(question: Question, request: dict[str, Any], timeout: float) -> d
 
 
 def checked(said: Any) -> dict[str, Any]:
-    """An answer, if it says anything."""
+    """An answer; None if it is empty."""
     if not isinstance(said, dict) or 'outcome' not in said:
         return {'outcome': 'says nothing', 'reason': 'its answer holds no figures'}
     return said
 
 
 def failure(status: int, said: list[str]) -> dict[str, Any]:
-    """What a process that left no answer died of: a signal, a full disk, or its last words."""
+    """Why a process ended without an answer: a signal, a full disk, or the last line of its standard error."""
     last = said[-1] if said else None
     if any(word in (last or '').lower() for word in ROOM):
         return {'outcome': 'no room', 'reason': last}

@@ -127,9 +127,9 @@ def without_shortcuts(source: Source) -> Source:
     Raises:
       UserError: nothing to remove, or the result is further off than `TOLERANCE`.
     """
-    from jointrd_jax.deploy.remove_shortcuts import removed
+    from jointrd_jax.deploy.remove_shortcuts import without_shortcuts
 
-    network, variables = removed(source.network, source.variables)
+    network, variables = without_shortcuts(source.network, source.variables)
     images = np.random.default_rng(0).normal(size=(8, *source.data.image_shape)).astype(np.float32)
     wanted = np.asarray(jax.jit(source.network.apply)(source.variables, images).logits)
     found = np.asarray(jax.jit(network.apply)(variables, images).logits)

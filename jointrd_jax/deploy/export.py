@@ -69,7 +69,7 @@ class Batch(NamedTuple):
 
 
 def check(options: Options, out: Path) -> None:
-    """Everything that can be known to fail before anything is computed."""
+    """Raises UserError for whatever is bound to fail, before anything is computed."""
     for name in options.formats:
         if name not in FORMATS:
             raise choice_error('format', name, FORMATS)
@@ -160,7 +160,7 @@ class Job:
         return eval_batches(self.dataset) if self.dataset else random_batches(self.image_shape, self.batch_size)
 
     def metadata(self, top1: float | None) -> dict[str, Any]:
-        """What ONNX and TFLite files say of themselves: nothing that is of this machine alone."""
+        """The metadata written into ONNX and TFLite files: nothing that differs between machines."""
         about = self.run.data
         return {
             'run': self.run.path.resolve().name,

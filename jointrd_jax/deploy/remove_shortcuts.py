@@ -26,7 +26,7 @@ def batch_norm(bias: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.nd
     return params, {'mean': 0 * ones, 'var': ones}
 
 
-def removed(network: Network, variables: Variables) -> tuple[Network, Variables]:
+def without_shortcuts(network: Network, variables: Variables) -> tuple[Network, Variables]:
     """The plain network that computes what `network` computes, and its variables.
 
     Raises:

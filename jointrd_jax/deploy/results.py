@@ -1,4 +1,4 @@
-"""What a target said of a network, in one form for all targets, and as tables."""
+"""The answer of a target about a network, in one form for all targets, and as tables."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -68,7 +68,7 @@ class Row:
         return self.outcome == WENT
 
     def as_json(self) -> dict[str, Any]:
-        """Its fields, without those that nothing was said of."""
+        """Its fields as a dict, without those that are None."""
         return {name: value for name, value in asdict(self).items() if value not in (None, {}, [])}
 
 
@@ -76,7 +76,7 @@ FIELDS = {f.name for f in fields(Row)}
 
 
 def row(known: dict[str, Any], said: dict[str, Any]) -> Row:
-    """A row of what is `known` and of those fields of what a tool `said` that a row has."""
+    """A row made of the fields in `known` and of those in `said`, a tool's answer, that a row has."""
     return Row(**{name: value for name, value in {**said, **known}.items() if name in FIELDS})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jointrd_jax.deploy import fold, liveness
 from jointrd_jax.deploy.graph import Graph
-from jointrd_jax.deploy.remove_shortcuts import removed
+from jointrd_jax.deploy.remove_shortcuts import without_shortcuts
 from jointrd_jax.deploy.targets.timing import in_pairs
 from jointrd_jax.errors import UserError, choice_error, require
 from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, REGISTRY, STAGE_SIZES, Network, Variables, create
@@ -54,7 +54,7 @@ def graphs(depth: int, stem: str, width: int) -> dict[str, Graph]:
         network = create(f'{family}{depth}', stem_kind=stem, width=width, num_classes=classes)
         networks[name] = network, random_variables(network, image_shape)
     if depth not in BOTTLENECK_DEPTHS:
-        networks[REMOVED] = removed(*networks[RESNET])
+        networks[REMOVED] = without_shortcuts(*networks[RESNET])
     return {name: fold.fold(network, variables, image_shape) for name, (network, variables) in networks.items()}
 
 

@@ -53,7 +53,7 @@ def batches(config: ml_collections.ConfigDict, dataset: data.Dataset, devices: i
 
 
 def stem(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
-    """Say it where the stem does not belong to the size of the images; the run goes on, it may be meant."""
+    """Print a notice if the stem does not suit the size of the images; the run continues, since it may be intended."""
     side = max(dataset.image_shape[:2])
     size = f'{dataset.image_shape[0]}x{dataset.image_shape[1]}'
     if config.model.stem == 'cifar' and side > LARGE:

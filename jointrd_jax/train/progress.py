@@ -179,7 +179,7 @@ class _Display:
         )
         self.run = self.bars.add_task(label, total=total_steps, completed=done, note='')
         self.epoch = self.bars.add_task('epoch', total=steps_per_epoch, note='')
-        self.restart_rate()
+        self.marked = (time.monotonic(), self.at)  # when and where the rate is taken from
         self.step(done)
 
     def restart_rate(self) -> None:

@@ -48,11 +48,11 @@ class Tracker(abc.ABC):
 
     @abc.abstractmethod
     def finish(self, summary: Summary) -> None:
-        """The run is complete: hyperparameters beside its result."""
+        """Record the hyperparameters and the result of a complete run."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Everything given is on disk."""
+        """Return when everything given is on disk."""
 
 
 class TensorBoard(Tracker):
@@ -89,7 +89,7 @@ class TensorBoard(Tracker):
         self.send()
 
     def send(self) -> None:
-        """To the bucket, if the run is in one: whole, since objects do not grow."""
+        """Copy the event file to the bucket, if the run is in one; whole, since objects cannot be appended to."""
         if buckets.is_remote(self.place):
             buckets.put(self.place, self.file.read_bytes())
 
@@ -150,7 +150,7 @@ def local_directory(place: Path) -> Path:
 
 
 def run_id(workdir: Path) -> str:
-    """WANDB_RUN_ID, or a random one that is kept in the workdir: a resumed run finds itself, a new one is another."""
+    """WANDB_RUN_ID, or a random one kept in the workdir, so that a resumed run continues its record there."""
     kept = workdir / WANDB_ID
     with buckets.answering(kept):
         before = kept.read_text().strip() if kept.is_file() else ''
@@ -161,7 +161,7 @@ def run_id(workdir: Path) -> str:
 
 
 def check_wandb() -> None:
-    """That Weights & Biases can be written to, before there is anything to lose.
+    """Check that Weights & Biases can be written to, before training.
 
     Raises:
       UserError: not installed, an unknown WANDB_MODE, not logged in, or not reachable.
@@ -195,7 +195,7 @@ def wanted(config: ml_collections.ConfigDict) -> bool:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """The packages of the trackers asked for are there.
+    """Check that the packages of the trackers asked for are installed.
 
     Raises:
       UserError: one is not; the message names its extra.
@@ -208,7 +208,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """What a tracker that cannot write raises."""
+    """The exceptions that a tracker raises when it cannot write."""
     import sys
 
     wandb = sys.modules.get('wandb')

@@ -124,7 +124,7 @@ def test_signal_with_nothing_at_stake_ends_at_once(tmp_path):
 def test_a_stop_with_slow_steps_is_two_steps_away_and_leaves_no_shared_memory():
     """Real steps, slow because the images are large; how many are taken is asserted, not how long they are."""
     ended = subprocess.run(
-        [sys.executable, 'scripts/stop_latency.py', '--side', '192'], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, 'scripts/stop_latency.py', '--side', '128'], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, 'XLA_FLAGS': QUICK_FLAGS, 'PYTHONPATH': str(ROOT)}, timeout=BOUND,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
