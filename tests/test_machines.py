@@ -178,3 +178,11 @@ def test_a_path_with_a_scheme_is_never_a_local_folder(arguments, tmp_path, monke
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: ') and ('a path is local, or gs' in line or 'takes local paths only' in line)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_compiler_for_tpus_does_not_look_for_one_here():
+    pytest.importorskip('libtpu')
+    script = 'from jointrd_jax.system import runtime; runtime.configure(); import jax; print(jax.default_backend())'
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('JAX_PLATFORM')}
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr) == ('cpu\n', '')

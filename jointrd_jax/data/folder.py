@@ -12,13 +12,14 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from jointrd_jax.data import class_folders, in_memory, layout
+from jointrd_jax.data import bucket_copy, class_folders, in_memory, layout
 from jointrd_jax.data.base import Dataset
 from jointrd_jax.data.class_folders import Tree
 from jointrd_jax.data.folds import in_fold, name_with_fold
 from jointrd_jax.data.sources import Folder
 from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.errors import UserError
+from jointrd_jax.system import buckets
 from jointrd_jax.system.notices import say_once
 
 
@@ -31,7 +32,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
       UserError: no such directory, an empty one, an empty class, or classes that differ between train and val.
     """
     settings = config.dataset
-    root = Path(settings.data_dir).expanduser()
+    root = root_of(settings)
     if not settings.data_dir or not root.is_dir():
         raise UserError(
             f'dataset.data_dir={settings.data_dir!r} is not a directory; dataset.name=folder reads DIR/train/CLASS/*'
@@ -84,9 +85,15 @@ def read(root: Path, settings: ml_collections.ConfigDict) -> tuple[Folder, Folde
     return found[0], found[1] if len(found) > 1 else None
 
 
+def root_of(settings: ml_collections.ConfigDict) -> Path:
+    """The directory of the images, on the disk."""
+    with buckets.answering(settings.data_dir):
+        return bucket_copy.local(buckets.place(settings.data_dir)).expanduser()
+
+
 def has_test_images(settings: ml_collections.ConfigDict) -> bool:
     """Whether the folder has a split to evaluate on, whatever dataset.validation_size says."""
-    root = Path(settings.data_dir).expanduser()
+    root = root_of(settings)
     return root.is_dir() and layout.find(root, settings.train_split, settings.eval_split, True).has_evaluation
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from jointrd_jax.data import in_memory
+from jointrd_jax.data import bucket_copy, in_memory
 from jointrd_jax.data.base import Dataset
 from jointrd_jax.data.sources import ArrayRecordFiles, Examples, Source
 from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.data.tfrecord import TFRecordFiles
 from jointrd_jax.errors import UserError
+from jointrd_jax.system import buckets
 
 # NAME, NAME/CONFIG, with :VERSION or, as TFDS writes full names, /VERSION
 NAME = re.compile(r'(?P<name>\w+)(/(?!\d+\.\d+\.\d+$)(?P<config>[\w.+-]+))?([:/](?P<version>[\d.*]+))?')
@@ -42,7 +43,8 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
         the splits asked for.
     """
     settings = config.dataset
-    directory = find(settings.name, settings.data_dir)
+    with buckets.answering(settings.data_dir):
+        directory = bucket_copy.local(find(settings.name, settings.data_dir))
     info = read_info(directory)
     image, label = image_and_label(info)
     check_pixels(info, image)
@@ -73,7 +75,7 @@ def find(spec: str, data_dir: str) -> Path:
     if not match:
         raise UserError(f'dataset.name={spec!r} is not of the form NAME, NAME/CONFIG or NAME:VERSION')
     name, wanted_config, wanted = match['name'], match['config'], match['version'] or '*'
-    root = Path(data_dir).expanduser() if data_dir else default_directory()
+    root = buckets.place(data_dir).expanduser() if data_dir else default_directory()
     prepared: dict[str, dict[str, Path]] = {}
     for file in infos(root / name):
         *config, version = file.parent.relative_to(root / name).parts
@@ -97,6 +99,8 @@ def misplacement(root: Path, name: str) -> str | None:
     """What is wrong with dataset.data_dir=`root` where it holds no prepared `name`, if that can be seen."""
     if not root.is_dir():
         return f'dataset.data_dir={root} is not a directory'
+    if buckets.is_remote(root):
+        return None
     above = [root, *root.absolute().parents[:3]]
     for depth, directory in enumerate(above):  # root is NAME, NAME/VERSION, NAME/CONFIG or NAME/CONFIG/VERSION
         if directory.name == name and depth < 3 and any(infos(directory)):
@@ -118,6 +122,9 @@ def misplacement(root: Path, name: str) -> str | None:
 
 def infos(dataset: Path) -> Iterator[Path]:
     """The metadata files of a dataset's prepared versions and configurations."""
+    if buckets.is_remote(dataset):
+        yield from buckets.find(dataset, 'dataset_info.json')
+        return
     for pattern in ('*/dataset_info.json', '*/*/dataset_info.json'):
         yield from dataset.glob(pattern)
 

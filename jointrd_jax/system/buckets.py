@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,23 +172,37 @@ def send(directory: Path, to: Path, last: str = '') -> None:
 
 def fetch(directory: Path, to: Path) -> None:
     """Copy everything under a place in a bucket to the new local directory `to`."""
-    scheme, _, root = os.fspath(directory).partition('://')
-    remote = filesystem(directory)
-    names = [name for name in remote.find(os.fspath(directory)) if not name.endswith('/')]
-    targets = [to / os.path.relpath(name, root) for name in names]
-    if any(to not in target.parents for target in map(Path, map(os.path.normpath, targets))):
-        raise UserError(f'{os.fspath(directory)} holds an object whose name leads out of it')
+    names = list(sizes(directory))
+    to.mkdir(parents=True, exist_ok=True)
+    get(directory, names, [to / name for name in names])
+
+
+def get(directory: Path, names: Sequence[str], targets: Sequence[Path]) -> None:
+    """Copy the objects `names` under a place in a bucket to the local files `targets`."""
     for target in targets:
         target.parent.mkdir(parents=True, exist_ok=True)
-    to.mkdir(parents=True, exist_ok=True)
     if names:
-        remote.get([f'{scheme}://{name}' for name in names], [os.fspath(target) for target in targets])
+        objects = [f'{os.fspath(directory)}/{name}' for name in names]
+        filesystem(directory).get(objects, [os.fspath(target) for target in targets])
+
+
+def sizes(directory: Path) -> dict[str, int]:
+    """{name below `directory`: bytes} of all objects under a place in a bucket.
+
+    Raises:
+      UserError: a name leads out of the directory.
+    """
+    root = os.fspath(directory).partition('://')[2]
+    found = filesystem(directory).find(os.fspath(directory), detail=True)
+    sizes = {os.path.relpath(name, root): about['size'] or 0 for name, about in found.items() if name[-1:] != '/'}
+    if any(name.startswith('..') for name in sizes):
+        raise UserError(f'{os.fspath(directory)} holds an object whose name leads out of it')
+    return sizes
 
 
 def size(directory: Path) -> int:
     """Bytes of all objects under a place in a bucket."""
-    found = filesystem(directory).find(os.fspath(directory), detail=True)
-    return sum(about['size'] or 0 for about in found.values())
+    return sum(sizes(directory).values())
 
 
 def remove(directory: Path, first: str = '') -> None:

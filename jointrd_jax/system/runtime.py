@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jointrd_jax.system import files
 CUDA, ROCM = ('jax_cuda13_plugin', 'jax_cuda12_plugin'), ('jax_rocm7_plugin', 'jax_rocm60_plugin')
 PLUGINS = {'cpu': (), 'cuda': CUDA, 'rocm': ROCM, 'gpu': CUDA + ROCM, 'tpu': ('libtpu',)}
 NO_BACKEND = ('Unable to initialize backend', 'Unknown backend', 'No visible GPU devices')  # in what JAX says
+GOOGLE = '0x1ae0'  # as a maker of PCI devices
 # JAX's names of settings; its variables for them are in capitals.
 CACHE, LEAST_SECONDS = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
 
@@ -70,9 +72,19 @@ def no_backend(error: BaseException) -> str | None:
     )
 
 
+def tpu_is_here() -> bool:
+    """Whether this machine may have a TPU: its driver's devices, or hardware of its maker."""
+    vendors = Path('/sys/bus/pci/devices').glob('*/vendor')
+    drivers = [*Path('/dev').glob('accel*'), *Path('/dev/vfio').glob('[0-9]*')]
+    return bool(drivers) or any(vendor.read_text().strip() == GOOGLE for vendor in vendors)
+
+
 def configure() -> None:
-    """Persistent compilation cache. Settings the user made through JAX's own variables win."""
+    """Persistent compilation cache, and no search for a TPU in vain. What JAX's own variables say wins."""
     quieten()
+    chosen = os.environ.get('JAX_PLATFORMS') or os.environ.get('JAX_PLATFORM_NAME')
+    if not chosen and installed_platforms() == ['cpu', 'tpu'] and not tpu_is_here():
+        jax.config.update('jax_platforms', 'cpu')  # libtpu, here to compile for `plan`, would warn at length
     if getattr(jax.config, CACHE) is None:
         jax.config.update(CACHE, str(files.cache_directory()))
         if LEAST_SECONDS.upper() not in os.environ:
