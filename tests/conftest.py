@@ -12,7 +12,7 @@ import jaxtyping
 import pytest
 
 CHECKED = [f'jointrd_jax.method.{module}' for module in ('joint', 'layers', 'losses', 'networks')]
-with jaxtyping.install_import_hook(CHECKED, 'beartype.beartype'):
+with jaxtyping.install_import_hook(CHECKED, 'tests.support.shapes.checked'):
     for name in CHECKED:
         importlib.import_module(name)
     from jointrd_jax.system import runtime
