@@ -26,6 +26,7 @@ WORKER = 'jointrd_jax.plan.worker'
 ROOM_BYTES = 64 << 20  # for the compiler's temporary files
 ANSWER_SECONDS = 0.2  # how often a signal is looked for
 KILLED = (-9, 137)
+NO_MEMORY = ('bad_alloc', 'MemoryError', 'Cannot allocate memory')  # in what a compiler without memory says
 # What the compiling process must not inherit: where JAX runs, and flags for a program that runs here.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'XLA_FLAGS': ''}
 
@@ -78,7 +79,7 @@ def answers(process: subprocess.Popen) -> Iterator[dict[str, Any]]:
 
 def ended_badly(status: int, said: str, target: chips.Target) -> UserError:
     """The error for a worker that gave up without saying why."""
-    if status in KILLED or 'bad_alloc' in said or 'MemoryError' in said:
+    if status in KILLED or any(mark in said for mark in NO_MEMORY):
         return UserError(
             f'--topology={target.name}: the compiler was ended, most likely because this machine ran out of memory; '
             'close other programs, or plan on a machine with more'

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -15,10 +16,14 @@ from tests.support.configs import ROOT
 SHRINK = ['--config.model.stage_sizes=1,1,1', '--config.model.width=8', '--config.epochs=4']
 
 
-def plan(*arguments, **environment):
+def plan(*arguments, memory=resource.RLIM_INFINITY, **environment):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
     return subprocess.run(
         [sys.executable, '-m', 'jointrd_jax', 'plan', '--config', 'digits', *SHRINK, *arguments],
         cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600,
+        preexec_fn=limit,
     )  # fmt: skip
 
 
@@ -77,6 +82,12 @@ def test_a_killed_plan_leaves_no_compiler_behind():
 def test_bad_input_is_one_line(arguments, message):
     done = plan(*arguments)
     assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert done.stderr.count('error:') == 1 and 'Traceback' not in done.stderr
+
+
+def test_a_compile_that_runs_out_of_memory_is_one_line():
+    done = plan('--topology=v5e:1x1', memory=3 << 30)  # of addresses
+    assert done.returncode == 2 and 'this machine ran out of memory' in done.stderr, done.stderr
     assert done.stderr.count('error:') == 1 and 'Traceback' not in done.stderr
 
 
