@@ -4,8 +4,8 @@ Paper     Li et al., NeurIPS 2020, at depths where a plain network does not trai
 Command   python -m jointrd_jax.compare --config configs/digits_deep.py --workdir runs/deep66
           python -m jointrd_jax.compare --config configs/digits_deep.py --workdir runs/deep130 \
               --config.model.stage_sizes=16,16,16,16 --config.optimizer.clip_norm=1.0
-Hardware  two CPU cores; README's table has the accuracies as measured. With other jobs beside it a run of 66 layers
-          took 1 (plain) to 2.5 minutes (JointRD and Dirac), of 130 layers 3 to 5
+Hardware  two CPU cores; docs/experiments.md has the accuracies as measured. With other jobs beside it a run of 66
+          layers took 1 (plain) to 2.5 minutes (JointRD and Dirac), of 130 layers 3 to 5
 """
 
 from jointrd_jax.configs import digits
