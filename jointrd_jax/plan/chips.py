@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jointrd_jax.errors import UserError
 
 MAX_CHIPS = 4096
+CHIPS_PER_HOST = 4  # of TPUs
 GPUS_A_HOST = 8  # of the usual machines
 # A TPU's memory is what XLA leaves of it; JAX takes this share of a GPU's by default.
 GPU_SHARE = 0.75
@@ -137,7 +138,10 @@ def devices(target: Target) -> list:
     chip = target.chip
     if chip.platform == 'tpu':
         require('libtpu', 'plan-tpu')
-        arguments = dict(platform='tpu', topology_name=f'{target.name.split(":")[0]}:{target.layout}')
+        arguments: dict[str, Any] = dict(platform='tpu', topology_name=f'{target.name.split(":")[0]}:{target.layout}')
+        sides = [int(side) for side in target.layout.split('x')]
+        if math.prod(sides) < CHIPS_PER_HOST:  # a part of a host, which older versions must be told
+            arguments['chips_per_host_bounds'] = [*sides, 1][:3]
     else:
         require('jax_plugins.xla_cuda12', 'plan-gpu')
         arguments = dict(platform='cuda', topology_name='', topology=target.layout, target_config=gpu_description(chip))
