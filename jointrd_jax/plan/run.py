@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import selectors
 import shutil
 import subprocess
@@ -88,7 +89,8 @@ def ended_badly(status: int, said: str, target: chips.Target) -> UserError:
         return UserError(
             f'--topology={target.name}: no room for the compiler in {tempfile.gettempdir()}; free some, or set TMPDIR'
         )
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), 'nothing said')
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ['nothing said']
+    last = next((line for line in lines if re.match(r'F\d{4} ', line)), lines[-1])  # F: libtpu's fatal errors
     return UserError(f'--topology={target.name}: the compiler ended with status {status}: {last[:300]}')
 
 

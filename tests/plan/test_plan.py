@@ -2,7 +2,7 @@
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 
@@ -10,20 +10,16 @@ import psutil
 import pytest
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.plan import chips, compiled
+from jointrd_jax.plan import chips, compiled, run
 from tests.support.configs import ROOT
 
 SHRINK = ['--config.model.stage_sizes=1,1,1', '--config.model.width=8', '--config.epochs=4']
 
 
-def plan(*arguments, memory=resource.RLIM_INFINITY, **environment):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-
+def plan(*arguments, **environment):
     return subprocess.run(
         [sys.executable, '-m', 'jointrd_jax', 'plan', '--config', 'digits', *SHRINK, *arguments],
         cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600,
-        preexec_fn=limit,
     )  # fmt: skip
 
 
@@ -85,10 +81,27 @@ def test_bad_input_is_one_line(arguments, message):
     assert done.stderr.count('error:') == 1 and 'Traceback' not in done.stderr
 
 
-def test_a_compile_that_runs_out_of_memory_is_one_line():
-    done = plan('--topology=v5e:1x1', memory=3 << 30)  # of addresses
-    assert done.returncode == 2 and 'this machine ran out of memory' in done.stderr, done.stderr
-    assert done.stderr.count('error:') == 1 and 'Traceback' not in done.stderr
+@pytest.mark.parametrize(
+    'status, said, message',
+    [
+        (-9, '', 'ran out of memory'),
+        (
+            -6,
+            'F1125 19:11:19.7 elf_reader.cc:312] Could not mmap libtpu.so: Cannot allocate memory [12]\n  @ 0x7f',
+            'ran out of memory',
+        ),
+        (
+            -6,
+            'F1125 19:11:19.7 client.cc:1] Check failed: x\n    @ 0x7f2d1e39\nE1125 Raising signal 6',
+            'status -6: F1125 .*Check failed: x$',
+        ),
+        (1, 'OSError: No space left on device', 'no room for the compiler'),
+        (1, '', 'nothing said'),
+    ],
+)
+def test_a_compiler_that_ends_without_an_answer(status, said, message):
+    error = run.ended_badly(status, said, chips.parse('v5e:2x2'))
+    assert re.search(message, str(error)) and '\n' not in str(error)
 
 
 def test_topologies():
