@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -315,7 +316,7 @@ class Streaming(Dataset):
         try:
             chunk = dict(next(iterator))
         except RuntimeError as error:
-            if 'Worker process was terminated' not in str(error):
+            if not re.search(r'worker process (\d+ )?was terminated', str(error), re.IGNORECASE):  # as its versions say
                 raise
             raise UserError(
                 f'an input worker of {self.name} died ({str(error).split(".")[0].lower()}); if memory ran out,'
