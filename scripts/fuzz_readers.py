@@ -2,12 +2,12 @@
 
     python scripts/fuzz_readers.py --inputs 100000
 
-A quarter of the inputs each: TFRECORD shards, cached shard indexes, .safetensors files, images; and every 200th a
-checkpoint with a changed file under a seal that fits. They start
-as real ones and are cut, filled, spliced and flipped; TFRECORD lengths and the sizes in .safetensors and
-.npy headers are also replaced by absurd ones whose checksums are right. Anything but the readers' own errors
-(UserError, BadImage) is a finding; so is a request for more than 1.5 GB, and more than 10 s of processor
-time for one input. Findings are kept in --keep. Exit status 1 if there are any.
+A fifth of the inputs each: TFRECORD shards, cached shard indexes, .safetensors files, PyTorch files, images; and every
+200th a checkpoint with a changed file under a seal that fits. They start as real ones and are cut, filled, spliced and
+flipped; TFRECORD lengths and the sizes in .safetensors and .npy headers are also replaced by absurd ones whose
+checksums are right. Anything but the readers' own errors (UserError, BadImage) is a finding; so is a request for more
+than 1.5 GB, and more than 10 s of processor time for one input. Findings are kept in --keep. Exit status 1 if there
+are any.
 """
 
 import argparse
@@ -34,6 +34,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import jax
 import numpy as np
 import safetensors.numpy
+import torch
 from PIL import Image
 
 from jointrd_jax import config as config_lib
@@ -163,6 +164,33 @@ class Safetensors:
         weights.load(self.path)
 
 
+class Pickles:
+    """PyTorch files of both formats, plain and as training scripts wrap them; half the changes are in the pickle."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / 'weights.pth'
+        network = weights.Network((1,), width=2, num_classes=3, stem_kind='cifar', shortcuts='none')
+        arrays = {name: torch.zeros(shape) for name, shape in weights.expected_shapes(network).items()}
+        below = {f'module.{name}': array.half() for name, array in arrays.items()}
+        self.good = []
+        for held in (arrays, {'state_dict': below, 'epoch': 3, 'optimizer': {'state': {}, 'param_groups': []}}):
+            for zipped in (True, False):
+                file = io.BytesIO()
+                torch.save(held, file, _use_new_zipfile_serialization=zipped)
+                self.good.append(file.getvalue())
+
+    def make(self, rng: random.Random) -> bytes:
+        good = rng.choice(self.good)
+        start, length = good.find(b'\x80\x02'), 4096  # where a pickle begins
+        if rng.random() < 0.5:
+            return mutated(good, rng)
+        return good[:start] + mutated(good[start : start + length], rng) + good[start + length :]
+
+    def read(self, data: bytes) -> None:
+        self.path.write_bytes(data)
+        weights.load(self.path, ema=len(data) % 7 == 0)
+
+
 class Images:
     """Encoded images: header and pixels."""
 
@@ -230,7 +258,7 @@ def fuzz(inputs: int, seed: int, keep: Path | None, say: Callable[[str], None]) 
     warnings.simplefilter('ignore')  # Pillow's, about odd files
     counts, findings, slowest = collections.Counter(), [], 0.0
     with tempfile.TemporaryDirectory() as directory:
-        kinds = [kind(Path(directory)) for kind in (Shards, Indexes, Safetensors, Images)]
+        kinds = [kind(Path(directory)) for kind in (Shards, Indexes, Safetensors, Pickles, Images)]
         sealed = Sealed(Path(directory))
         for kind in (*kinds, sealed):  # what is imported and compiled on first use comes before the limit
             for warm_up in range(20):
@@ -250,7 +278,7 @@ def fuzz(inputs: int, seed: int, keep: Path | None, say: Callable[[str], None]) 
                 counts[f'{name} read'] += 1
             except (UserError, images.BadImage) as error:
                 counts[f'{name} refused'] += 1
-                if len(str(error).splitlines()) != 1 and name == 'safetensors':
+                if len(str(error).splitlines()) != 1 and name in ('safetensors', 'pickles'):
                     counts[f'{name} in several lines'] += 1
             except Exception as error:  # that is what is looked for
                 findings.append(f'{name} {number}: {traceback.format_exception_only(error)[-1].strip()}'[:300])

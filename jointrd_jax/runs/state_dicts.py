@@ -211,13 +211,16 @@ def open_pickle(path: Path, ema: bool) -> StateDict:
     torch = require('torch', 'torch')
     from torch._subclasses.fake_tensor import FakeTensorMode  # torch.load's documented way to load no data
 
-    try:
-        with FakeTensorMode():
-            tree, others = load_pickle(path, torch, map_location='meta')
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(unreadable(path, error)) from error
+    def load(place: str) -> tuple[Any, list[str]]:
+        try:
+            return load_pickle(path, torch, map_location=place)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(unreadable(path, error)) from error
+
+    with FakeTensorMode():
+        tree, others = load('meta')
     where, taken = choose(path, tree, others, ema, torch)
     arrays = {name: value for name, value in at(tree, where).items() if is_array(value, torch)}
     tensors = {name: tensor for name, tensor in arrays.items() if not foreign_names.is_counter(name)}
@@ -228,7 +231,7 @@ def open_pickle(path: Path, ema: bool) -> StateDict:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def read() -> dict[str, np.ndarray]:
-        loaded = at(load_pickle(path, torch, map_location='cpu')[0], where)
+        loaded = at(load('cpu')[0], where)
         for name in shapes:
             if isinstance(loaded[name], torch.Tensor) and loaded[name].is_meta:
                 raise UserError(f'{path}: {name} is on the meta device: it has a shape and no values')

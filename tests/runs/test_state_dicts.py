@@ -249,10 +249,12 @@ def test_files_that_hold_something_else(tmp_path, content, reason, ending):
         weights.load(path)
 
 
-def test_a_cut_file(tmp_path):
-    torch.save(state(), tmp_path / 'w.pth')
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('missing', [0.5, 0.01])  # the latter leaves the names and lacks the last numbers
+def test_a_cut_file(tmp_path, zipped, missing):
+    torch.save(state(), tmp_path / 'w.pth', _use_new_zipfile_serialization=zipped)
     whole = (tmp_path / 'w.pth').read_bytes()
-    (tmp_path / 'w.pth').write_bytes(whole[: len(whole) // 2])
+    (tmp_path / 'w.pth').write_bytes(whole[: int(len(whole) * (1 - missing))])
     with pytest.raises(UserError, match='not a PyTorch file, or a damaged one'):
         weights.load(tmp_path / 'w.pth')
 
