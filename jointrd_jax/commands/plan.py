@@ -23,7 +23,10 @@ def define_flags(values: flags.FlagValues) -> None:
         'effort', 'quick', ['quick', 'full'], "Of a TPU's compiler; full is a run's own and takes minutes a program.",
         flag_values=values,
     )  # fmt: skip
-    flags.DEFINE_bool('largest', False, 'Also look for the largest batch per chip that fits.', flag_values=values)
+    flags.DEFINE_bool(
+        'largest', False, 'Also look for the largest batch per chip that fits (of no more than the training images).',
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_string('json', '', 'Also write the figures there.', flag_values=values)
 
 
