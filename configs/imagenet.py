@@ -27,7 +27,6 @@ def get_config():
     config.optimizer.drop_fractions = (0.25, 0.5, 0.75)  # epochs 30, 60 and 90
     config.optimizer.weight_decay = 1e-4
     config.dataset.name = 'imagenet2012'
-    config.dataset.eval_split = 'validation'  # version 5.1.0 has a test split too, without labels
     config.dataset.flip = True
     config.checkpoint.every_steps = 1000
     return config

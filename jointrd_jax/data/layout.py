@@ -92,7 +92,7 @@ def find(root: Path, train: str = '', evaluation: str = '', held_out: bool = Fal
     """The splits of `root`, or `root` itself where its folders are classes.
 
     Args:
-      train: the folder to train on, below `root`; '': by the names.
+      train: the folder to train on, below `root`, or what TFDS calls it ('validation' for val); '': by the names.
       evaluation: the same for the one to evaluate on.
       held_out: training images will be held out, so that no folder to evaluate on is needed.
 
@@ -100,9 +100,7 @@ def find(root: Path, train: str = '', evaluation: str = '', held_out: bool = Fal
       UserError: folders that are neither classes nor splits that could be told apart.
     """
     names = folders(root)
-    for field, name in (('train_split', train), ('eval_split', evaluation)):
-        if name and not (root / name).is_dir():
-            raise UserError(f'dataset.{field}={name!r}: {root} has the folders {listed(names) or "none"}')
+    train, evaluation = asked(root, train, 'train_split'), asked(root, evaluation, 'eval_split')
     kinds = {name: kind_of(name) for name in names}
     nested = [name for name in names if folders(root / name)]
 
@@ -166,6 +164,21 @@ def inner(split: Path) -> Path:
     if len(names) == 1 and kind_of(names[0])[0] == kind_of(split.name)[0] is not None and not holds_images(split):
         return inner(split / names[0])
     return split
+
+
+def asked(root: Path, name: str, field: str) -> str:
+    """The folder of `root` that a split's name asks for: the one called that, or the only one of its kind.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not name or (root / name).is_dir():
+        return name
+    kind, others = kind_of(name)
+    same = [found for found in folders(root) if kind and not others and kind_of(found)[0] == kind]
+    if len(same) == 1:
+        return same[0]
+    raise UserError(f'dataset.{field}={name!r}: {root} has the folders {listed(folders(root)) or "none"}')
 
 
 def below(directory: Path) -> bool:

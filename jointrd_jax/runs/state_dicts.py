@@ -7,6 +7,7 @@ lie beside the weights (a script's arguments, its optimiser) become inert stand-
 
 import json
 import mmap
+import logging
 import re
 import sys
 import warnings
@@ -219,6 +220,7 @@ def open_pickle(path: Path, ema: bool) -> StateDict:
         except Exception as error:
             raise UserError(unreadable(path, error)) from error
 
+    logging.getLogger('torch._subclasses.fake_tensor').disabled = True  # it prints a traceback for a damaged file
     with FakeTensorMode():
         tree, others = load('meta')
     where, taken = choose(path, tree, others, ema, torch)

@@ -13,6 +13,7 @@ from jointrd_jax.errors import UserError
 from jointrd_jax.runs.summary import Summary
 from jointrd_jax.train import teacher
 from tests.support import real_data
+from tests.support.configs import shipped_config
 
 
 def test_train_and_val_with_sorted_classes(tmp_path):
@@ -208,6 +209,16 @@ def test_splits_by_any_usual_name(tmp_path, names, caplog):
     assert f'{tmp_path}/photos: training on {names[0]}, evaluating on {names[1]}' in caplog.text
 
 
+@pytest.mark.parametrize('names', [('train', 'val'), ('Training', 'Testing')])
+def test_the_recipe_for_photographs_reads_them(tmp_path, names):
+    root = real_data.folder(tmp_path / 'photos')
+    for old, new in zip(('train', 'val'), names):
+        (root / old).rename(root / new)
+    fields = dict(dataset__name='folder', dataset__data_dir=str(root), batch_size=4, dataset__workers=0)
+    dataset = data.load(shipped_config('imagenet', **fields))
+    assert (dataset.train_size, dataset.eval_size) == (6, 2)
+
+
 def test_what_is_evaluated_on_among_several(tmp_path):
     root = real_data.folder(tmp_path / 'photos')
     shutil.copytree(root / 'train', root / 'test')
@@ -218,6 +229,7 @@ def test_what_is_evaluated_on_among_several(tmp_path):
     assert (
         data.load(real_data.config('folder', root, train_split='val', eval_split='train', batch_size=2)).train_size == 2
     )
+    assert data.load(real_data.config('folder', root, eval_split='validation')).eval_size == 2  # as TFDS calls val
     assert data.load(real_data.config('folder', root, validation_size=2)).train_size == 4
     with pytest.raises(UserError, match="dataset.eval_split='exam': .* has the folders docs, test, train, val"):
         data.load(real_data.config('folder', root, eval_split='exam'))
