@@ -6,8 +6,8 @@ lie beside the weights (a script's arguments, its optimiser) become inert stand-
 """
 
 import json
-import mmap
 import logging
+import mmap
 import re
 import sys
 import warnings
