@@ -21,7 +21,8 @@ from jointrd_jax.report import paired
 from jointrd_jax.runs import from_config, run_directory, summary as summary_lib
 from jointrd_jax.runs.summary import mean_and_spread
 from jointrd_jax.system import files
-from jointrd_jax.train import preflight
+from jointrd_jax.train import loop, preflight
+from jointrd_jax.train.progress import Reporter
 
 ROADS = {  # 'PROCEDURE+ROAD': how the student is made, else than by its recipe
     **{name: {'model.reparam': name} for name in REPARAMS if name != 'none'},
@@ -219,26 +220,10 @@ def run(
     require('matplotlib', 'plot')
     if with_report:
         require('jinja2', 'report')
-    from jointrd_jax.train import loop
-    from jointrd_jax.train.progress import Reporter
-
     workdir = files.absolute(workdir)
     jobs = plan(config, workdir, seeds, procedures, variants, folds)
-    teachers = {job.config.teacher.path for job in jobs}
     reporter = Reporter('compare')
-    summaries: dict[str, list] = {}
-    for number, job in enumerate(jobs, 1):
-        label = f'{number}/{len(jobs)} {job.label()}'
-        try:
-            nested = Reporter(label, reporter.console, quiet=config.log.quiet, nested=True)
-            summary = dataclasses.asdict(loop.run(job.config, job.path, nested))
-        except NotFinite as error:
-            if str(job.path) in teachers:
-                raise
-            reporter.say(f'{label}: {error}')
-            summary = {'seed': job.config.seed, 'not_finite': str(error)}
-        where = {'path': str(job.path.relative_to(workdir)), 'fold': job.config.dataset.fold}
-        summaries.setdefault(job.name, []).append({**summary, **where})
+    summaries = train(jobs, workdir, reporter)
     result: dict[str, dict[str, Any]] = {
         name: statistics_of(summaries[name]) | {'difference': to_resnet(job for job in jobs if job.name == name)}
         for name in cells(procedures, variants)
@@ -251,16 +236,43 @@ def run(
         chosen = [workdir / run['path'] for cell in result.values() for run in cell['runs']]
         page.write(chosen, workdir / 'report.html')
         reporter.say(f'report: {workdir / "report.html"}')
+    parts = f', {folds} folds' if folds else ''
+    say_table(reporter, result, f'{config.dataset.name}{parts}, seeds {",".join(map(str, seeds))}')
+    return result
+
+
+def train(jobs: Sequence[Job], workdir: Path, reporter: Reporter) -> dict[str, list[dict[str, Any]]]:
+    """Train, continue or reuse each run, and return the summaries of every cell.
+
+    Raises:
+      NotFinite: the loss of a run that is the teacher of others; any other run's is noted in its summary.
+    """
+    teachers = {job.config.teacher.path for job in jobs}
+    summaries: dict[str, list[dict[str, Any]]] = {}
+    for number, job in enumerate(jobs, 1):
+        label = f'{number}/{len(jobs)} {job.label()}'
+        try:
+            nested = Reporter(label, reporter.console, quiet=job.config.log.quiet, nested=True)
+            summary = dataclasses.asdict(loop.run(job.config, job.path, nested))
+        except NotFinite as error:
+            if str(job.path) in teachers:
+                raise
+            reporter.say(f'{label}: {error}')
+            summary = {'seed': job.config.seed, 'not_finite': str(error)}
+        where = {'path': str(job.path.relative_to(workdir)), 'fold': job.config.dataset.fold}
+        summaries.setdefault(job.name, []).append({**summary, **where})
+    return summaries
+
+
+def say_table(reporter: Reporter, result: dict[str, dict[str, Any]], trained: str) -> None:
+    """Print a row for each cell."""
     rows = [
         (name, *(spread(cell, which) for which in TOP1), shown(cell['difference']),
          ' '.join(f'{value:.1f}' for value in by_seed(cell['runs'], 'last_top1').values()))
         for name, cell in result.items()
     ]  # fmt: skip
-    parts = f', {folds} folds' if folds else ''
-    trained = f'{config.dataset.name}{parts}, seeds {",".join(map(str, seeds))}'
     heads = ('procedure', 'last epoch (reported)', 'best epoch', 'difference to its ResNet [95 %]', 'of each seed')
     reporter.table(f'{trained}: top-1 in percent, mean ± standard deviation', rows, heads)
-    return result
 
 
 def to_resnet(jobs: Iterable[Job]) -> dict[str, Any] | None:

@@ -56,15 +56,15 @@ def main(given: flags.FlagValues, *runs: str) -> None:
     from jointrd_jax.system import runtime
 
     runtime.configure()
-    wish = ask_targets.Wish(
+    request = ask_targets.Request(
         runs=runs, targets=given.targets, shapes=given.shapes, stem=given.stem, width=given.width,
         networks=given.networks, images=given.images, rounds=given.rounds, timeout=given.timeout,
         pythons=given.python, any_version=given.any_version, which=given.which, data_dir=given.data_dir,
         out=Path(given.out) if given.out else None, json=Path(given.json) if given.json else None,
     )  # fmt: skip
     if given.advise:
-        ask_targets.advise(wish, given.budget)
+        ask_targets.advise(request, given.budget)
         return
-    rows = ask_targets.run(wish)
+    rows = ask_targets.run(request)
     if not all(row.went for row in rows):
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""`jointrd targets`: from what the user wished to tables, files, and what belongs beside an export."""
+"""`jointrd targets`: runs the asked targets and writes tables, files, and what belongs beside an export."""
 
 import sys
 import tempfile
@@ -25,8 +25,8 @@ DEFAULT_MODEL: advising.Model = ('in_place', 1)
 
 
 @dataclass
-class Wish:
-    """What targets are to be asked; the fields are the flags of `jointrd targets`."""
+class Request:
+    """Which targets are run on which networks; the fields are the flags of `jointrd targets`."""
 
     runs: Sequence[str] = ()
     targets: Sequence[str] = ()
@@ -66,36 +66,36 @@ class Wish:
         return bench.Settings(self.python_of, self.timeout, self.rounds, self.any_version)
 
 
-def check(wish: Wish) -> None:
+def check(request: Request) -> None:
     """What can be known to be wrong before anything is made.
 
     Raises:
       UserError: the first that is.
     """
-    if bool(wish.runs) == bool(wish.shapes):
+    if bool(request.runs) == bool(request.shapes):
         raise UserError('name runs (or what jointrd export made of them), or --shapes; one of the two')
-    if wish.shapes and not wish.depths:
+    if request.shapes and not request.depths:
         raise choice_error('shapes', '', STAGE_SIZES)
-    for name in wish.networks:
+    for name in request.networks:
         if name not in savings.FAMILIES:
             raise choice_error('networks', name, savings.FAMILIES)
-    if wish.out and wish.shapes:
+    if request.out and request.shapes:
         raise UserError('--out keeps exports of runs; --json FILE takes the rows of shapes')
-    if wish.out:
-        files.check_new(wish.out)
-    if wish.json and (wish.json.is_dir() or not wish.json.name):
-        raise UserError(f'--json={wish.json} is a directory; name a file')
+    if request.out:
+        files.check_new(request.out)
+    if request.json and (request.json.is_dir() or not request.json.name):
+        raise UserError(f'--json={request.json} is a directory; name a file')
 
 
-def run(wish: Wish, console: Console | None = None) -> list[Row]:
+def run(request: Request, console: Console | None = None) -> list[Row]:
     """Ask, print each row as it comes and the table at the end, write what was asked for; every row.
 
     Raises:
       UserError: bad wishes, a run that cannot be exported, an export that is stale.
     """
     console = console or Console(highlight=False)
-    check(wish)
-    asked = bench.questions(wish.targets, wish.python_of)
+    check(request)
+    asked = bench.questions(request.targets, request.python_of)
     kinds = list(dict.fromkeys(question.takes for question in asked))
     with tempfile.TemporaryDirectory(prefix='jointrd-targets-') as directory:
         work = Path(directory)
@@ -103,21 +103,21 @@ def run(wish: Wish, console: Console | None = None) -> list[Row]:
         def tell(text: str) -> None:
             console.print(text, markup=False, soft_wrap=True)
 
-        if wish.runs:
+        if request.runs:
             found = candidates_lib.of_runs(
-                wish.runs, kinds, work, wish.out, wish.images, wish.which, wish.data_dir, say=tell
+                request.runs, kinds, work, request.out, request.images, request.which, request.data_dir, say=tell
             )
         else:
-            shapes = candidates_lib.shapes(wish.depths, wish.stem, wish.width, wish.networks)
+            shapes = candidates_lib.shapes(request.depths, request.stem, request.width, request.networks)
             found = candidates_lib.of_shapes(shapes, kinds, work, tell)
-        rows = bench.ask(found, asked, wish.settings(), lambda row: tell(one_line(row)))
+        rows = bench.ask(found, asked, request.settings(), lambda row: tell(one_line(row)))
     show(rows, console)
-    left = [name for name in bench.TARGETS if not wish.targets and name not in {row.target for row in rows}]
+    left = [name for name in bench.TARGETS if not request.targets and name not in {row.target for row in rows}]
     if left:
         tell(f'not installed, so not asked: {", ".join(left)} (docs/guides/fpga_npu.md says how)')
     record = {'command': command(), 'rows': [row.as_json() for row in rows]}
-    if wish.json:
-        files.write_json(wish.json, record)
+    if request.json:
+        files.write_json(request.json, record)
     for candidate in found:
         if candidate.export:
             beside(candidate, candidate.export, record['command'], rows)
@@ -184,38 +184,38 @@ def bytes_of(text: str) -> int:
     return int(size)
 
 
-def residual(wish: Wish) -> tuple[str, Graph]:
+def residual(request: Request) -> tuple[str, Graph]:
     """The ResNet whose shortcuts are to be chosen: its name, and its graph (values do not matter)."""
-    if wish.shapes:
-        if len(wish.depths) != 1:
+    if request.shapes:
+        if len(request.depths) != 1:
             raise UserError('--advise is for one network: name one of --shapes')
-        image_shape, classes = savings.INPUTS[wish.stem]
-        depth = wish.depths[0]
-        network = create(f'resnet{depth}', stem_kind=wish.stem, width=wish.width, num_classes=classes)
+        image_shape, classes = savings.INPUTS[request.stem]
+        depth = request.depths[0]
+        network = create(f'resnet{depth}', stem_kind=request.stem, width=request.width, num_classes=classes)
         return f'R{depth}', candidates_lib.folded(network, image_shape)
-    if len(wish.runs) != 1:
+    if len(request.runs) != 1:
         raise UserError('--advise is for one network: name one run')
-    (path,) = wish.runs
+    (path,) = request.runs
     if (Path(path) / 'export.json').is_file():
         path = files.read_json(Path(path) / 'export.json')['run']
-    held = run_directory.load(path, wish.which)
+    held = run_directory.load(path, request.which)
     network = held.network.clone(shortcuts='all', hidden=(), reparam='none', activation='relu')
     return Path(path).resolve().name, candidates_lib.folded(network, held.data.image_shape)
 
 
-def advise(wish: Wish, budget: str | None, console: Console | None = None) -> advising.Advice:
+def advise(request: Request, budget: str | None, console: Console | None = None) -> advising.Advice:
     """Print the fewest blocks to make plain, for each peak that can be had; with targets named, let them confirm it.
 
     Raises:
       UserError: bad wishes, or nothing fits the budget.
     """
     console = console or Console(highlight=False)
-    check(wish)
+    check(request)
     size = bytes_of(budget) if budget else None
-    asked = bench.questions(wish.targets, wish.python_of) if wish.targets else []
+    asked = bench.questions(request.targets, request.python_of) if request.targets else []
     models = [q.module.CONFIGURATIONS[q.configuration].get('predicted') for q in asked]
     model = next((model for model in models if model), DEFAULT_MODEL)
-    name, graph = residual(wish)
+    name, graph = residual(request)
     advice = advising.advise(graph, model, size)
     table = Table(
         title=f'{name}: liveness, {model[0]}, {model[1]} byte(s) a value', box=box.SIMPLE, title_justify='left'
@@ -239,5 +239,5 @@ def advise(wish: Wish, budget: str | None, console: Console | None = None) -> ad
         kinds = list(dict.fromkeys(question.takes for question in asked))
         with tempfile.TemporaryDirectory(prefix='jointrd-targets-') as directory:
             found = candidates_lib.of_shapes(made, kinds, Path(directory), tell)
-            show(bench.ask(found, asked, wish.settings(), lambda row: tell(one_line(row))), console)
+            show(bench.ask(found, asked, request.settings(), lambda row: tell(one_line(row))), console)
     return advice

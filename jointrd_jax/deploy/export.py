@@ -1,4 +1,4 @@
-"""From a run to a directory of deployable files, each run on the test images before it gets its name."""
+"""From a run to a directory of deployable files, written only after each was run on the test images."""
 
 import functools
 import importlib.metadata

@@ -35,7 +35,8 @@ LOSS = 'loss'  # what they add up to
 
 @dataclass(frozen=True)
 class Method:
-    """Which terms L has. The defaults are plain training: cross entropy alone."""
+    """Which terms L has. The defaults are plain training: cross entropy alone. `runs.from_config.method` makes it of
+    a config, with the taps that the config asks for."""
 
     taps: tuple[int, ...] = ()  # block boundaries where P crosses into R; none: no mixed path
     distill_weight: float = 0.0  # w; 0: neither connectors nor the teacher's features exist

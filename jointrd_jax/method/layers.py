@@ -149,6 +149,7 @@ class Activation(nn.Module):
     The slope is 0 ('relu'), the constant `slope` ('leaky'), learnt per channel from `slope` on ('prelu'; He et al.,
     ICCV 2015), or a number that starts at `slope` and that training lets fall to 0 ('annealed', see `with_slope`):
     it is kept with the running statistics, so that what is evaluated, stored and exported has the slope of its step.
+    What is exported of it is in deploy/fold.py and deploy/graph.py.
     """
 
     kind: str

@@ -51,7 +51,8 @@ class Block(nn.Module):
 
     With reparam='branches' every convolution has, while training, a 1x1 convolution (where it is a 3x3 one) and, where
     it keeps the shape, the identity beside it, each with a BatchNorm of its own, and their sum goes on (RepVGG: Ding et
-    al., CVPR 2021). All of it folds into the one convolution (deploy/fold.py).
+    al., CVPR 2021). All of it folds into the one convolution. deploy/fold.py repeats the order of a block's layers: a
+    change here is one there.
     """
 
     channels: int  # of its output (a bottleneck's has four times as many)

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how networks are built from it."""
+"""What a run leaves on disk, and how a config becomes networks, loss and taps (`from_config`)."""

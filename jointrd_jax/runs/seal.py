@@ -1,4 +1,4 @@
-"""How a checkpoint proves itself: the SHA-256 of all its files in one more (sha256sum's format), written last."""
+"""The checksums of a checkpoint: the SHA-256 of all its files in one more (sha256sum's format), written last."""
 
 import re
 from pathlib import Path

@@ -3,7 +3,7 @@ import pytest
 from rich.console import Console
 
 from jointrd_jax.deploy import advise, ask_targets, candidates, graph, liveness, savings
-from jointrd_jax.deploy.ask_targets import Wish
+from jointrd_jax.deploy.ask_targets import Request
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network, create
 from tests.support.networks import images_like
@@ -61,12 +61,12 @@ def test_a_budget_that_nothing_fits_says_where_it_peaks(resnet50):
 
 def test_the_command_names_the_override(capsys):
     console = Console(width=120)
-    found = ask_targets.advise(Wish(shapes=['50'], stem='cifar', width=4), None, console)
+    found = ask_targets.advise(Request(shapes=['50'], stem='cifar', width=4), None, console)
     out = capsys.readouterr().out
     assert f'--config.model.shortcuts={found.shortcuts}' in out
     for text, message in (('12 apples', 'is not a size such as'), ('-1KiB', 'is not a size'), ('nan', 'is not a size')):
         with pytest.raises(UserError, match=message):
-            ask_targets.advise(Wish(shapes=['50'], stem='cifar', width=4), text, console)
+            ask_targets.advise(Request(shapes=['50'], stem='cifar', width=4), text, console)
     with pytest.raises(UserError, match='for one network'):
-        ask_targets.advise(Wish(shapes=['18', '50']), None, console)
+        ask_targets.advise(Request(shapes=['18', '50']), None, console)
     assert ask_targets.bytes_of('1.5MiB') == ask_targets.bytes_of('1536 KiB') == 1536 * 1024

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from jointrd_jax.deploy import ask_targets, bench, candidates, export, results
-from jointrd_jax.deploy.ask_targets import Wish
+from jointrd_jax.deploy.ask_targets import Request
 from jointrd_jax.errors import UserError
 from jointrd_jax.runs import run_directory
 from tests.support.runs import digits_run
@@ -23,7 +23,7 @@ def asked(**fields):
     """The rows that a wish gets, and what was printed."""
     console = Console(record=True, width=200, file=open('/dev/null', 'w'))
     try:
-        return ask_targets.run(Wish(**fields), console), console.export_text()
+        return ask_targets.run(Request(**fields), console), console.export_text()
     finally:
         console.file.close()
 
