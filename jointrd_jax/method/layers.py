@@ -1,5 +1,6 @@
 """The layers of the networks: convolution, BatchNorm, activation. Feature maps are NHWC, kernels HWIO."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -93,7 +94,10 @@ class Conv(nn.Module):
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, 'B H W inputs']) -> Float[Array, 'B h w {self.features}']:
+    def __call__(
+        self, x: Float[AnyArray, 'B H W inputs'], norm: tuple[jax.Array, jax.Array] | None = None
+    ) -> Float[Array, 'B h w {self.features}']:
+        """`norm`, (factor, shift) per output channel, is folded into the kernel and a bias."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param('kernel', kaiming_normal, shape)
         if self.dirac:
@@ -101,7 +105,62 @@ class Conv(nn.Module):
             beta = self.param('beta', nn.initializers.constant(0.1), (self.features,))
             delta = jnp.asarray(dirac_delta(shape, self.groups), kernel.dtype)
             kernel = alpha.reshape(1, 1, 1, -1) * delta + beta.reshape(1, 1, 1, -1) * kernel
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.groups)
+        if norm is None:
+            return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.groups)
+        factor, shift = (v.reshape(1, 1, 1, -1) for v in norm)
+        y = convolve(x.astype(self.dtype), (kernel * factor).astype(self.dtype), self.stride, self.groups)
+        return y + shift.astype(self.dtype)  # not wider: cuDNN's convolutions then add it themselves
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in float32, or wider as it is."""
+    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+
+
+def over_channels(v: jax.Array) -> jax.Array:
+    """[C] as [1, 1, 1, C]."""
+    return v.reshape(1, 1, 1, -1)
+
+
+def affine(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
+    """(x - mean) * factor + bias per channel, computed wide, as `dtype`."""
+    return ((wide(x) - over_channels(mean)) * over_channels(factor) + over_channels(bias)).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def normalise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`x` [B, h, w, C] normalised by the statistics of the batch; its mean and biased variance per channel [C].
+
+    The statistics are for the running averages: no gradient flows back from them. The gradient to `x` is that of
+    automatic differentiation, from two sums that one pass over the maps gives; differentiation's own form takes two
+    (benchmarks/step_bytes.py).
+    """
+    return normalise_forward(x, scale, bias, epsilon, axis_name, dtype)[0]
+
+
+def normalise_forward(x, scale, bias, epsilon, axis_name, dtype):
+    mean, mean_of_squares = wide(x).mean((0, 1, 2)), jnp.square(wide(x)).mean((0, 1, 2))
+    if axis_name is not None:
+        mean, mean_of_squares = jax.lax.pmean((mean, mean_of_squares), axis_name)
+    var = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
+    inverse = jax.lax.rsqrt(var + epsilon)
+    return (affine(x, mean, inverse * scale, bias, dtype), mean, var), (x, scale, mean, inverse)
+
+
+def normalise_backward(epsilon, axis_name, dtype, kept, gradients):
+    (x, scale, mean, inverse), gradient = kept, wide(gradients[0])
+    centred = wide(x) - over_channels(mean)
+    total, projected = gradient.sum((0, 1, 2)), (gradient * centred).sum((0, 1, 2))
+    shift, slope = total * (x.shape[-1] / x.size), projected * (x.shape[-1] / x.size) * jnp.square(inverse)
+    if axis_name is not None:
+        shift, slope = jax.lax.pmean((shift, slope), axis_name)
+    to_x = over_channels(inverse * scale) * (gradient - over_channels(shift) - centred * over_channels(slope))
+    return to_x.astype(x.dtype), projected * inverse, total
+
+
+normalise.defvjp(normalise_forward, normalise_backward)
 
 
 class BatchNorm(nn.Module):
@@ -112,35 +171,57 @@ class BatchNorm(nn.Module):
     per device unless `axis_name` names the mapped axis to average over.
     """
 
+    features: int
     dtype: Any = jnp.float32
     axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
 
-    @nn.compact
+    def setup(self) -> None:
+        shape = (self.features,)
+        self.scale = self.param('scale', nn.initializers.ones, shape)
+        self.bias = self.param('bias', nn.initializers.zeros, shape)
+        self.mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+        self.var = self.variable('batch_stats', 'var', jnp.ones, shape)
+
+    def folded(self) -> tuple[jax.Array, jax.Array]:
+        """(factor, shift) [C]: by the running statistics it is x * factor + shift."""
+        factor = jax.lax.rsqrt(self.var.value + self.epsilon) * self.scale
+        return factor, self.bias - self.mean.value * factor
+
     def __call__(self, x: Float[AnyArray, 'B h w C'], train: bool) -> Float[Array, 'B h w C']:
-        shape = (x.shape[-1],)
-        scale = self.param('scale', nn.initializers.ones, shape)
-        bias = self.param('bias', nn.initializers.zeros, shape)
-        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
-        running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
-        wide = jnp.asarray(x, jnp.promote_types(jnp.float32, x.dtype))
-        if train:
-            mean, mean_of_squares = wide.mean((0, 1, 2)), jnp.square(wide).mean((0, 1, 2))
-            count = x.size // x.shape[-1]
-            if self.axis_name is not None:
-                mean, mean_of_squares = jax.lax.pmean((mean, mean_of_squares), self.axis_name)
-                count *= jax.lax.psum(1, self.axis_name)
-            var = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
+        if not train:
+            factor = jax.lax.rsqrt(self.var.value + self.epsilon) * self.scale
+            return affine(jnp.asarray(x), self.mean.value, factor, self.bias, self.dtype)
+        y, mean, var = normalise(jnp.asarray(x), self.scale, self.bias, self.epsilon, self.axis_name, self.dtype)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1] * (1 if self.axis_name is None else jax.lax.psum(1, self.axis_name))
             keep = self.momentum
-            if not self.is_initializing():
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * var * (count / max(count - 1, 1))
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = jax.lax.rsqrt(var + self.epsilon) * scale
-        mean, factor, bias = (v.reshape(1, 1, 1, -1) for v in (mean, factor, bias))
-        return ((wide - mean) * factor + bias).astype(self.dtype)
+            self.mean.value = keep * self.mean.value + (1 - keep) * mean
+            self.var.value = keep * self.var.value + (1 - keep) * var * (count / max(count - 1, 1))
+        return y
+
+
+def conv_norm(conv: Conv, norm: BatchNorm, x: AnyArray, train: bool) -> jax.Array:
+    """norm(conv(x)); by running statistics the norm is folded into the convolution: no pass over its map is left."""
+    return norm(conv(x), train) if train else conv(x, norm.folded())
+
+
+@jax.custom_vjp
+def rectify(x: jax.Array) -> jax.Array:
+    """max(x, 0), whose gradient passes where the result is positive: `x` itself need not be kept for it."""
+    return jnp.maximum(x, 0)
+
+
+def rectify_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # XLA would ask for the sign of x again, which on a GPU is another map to write and to read. On a TPU, where what
+    # surrounds a convolution is computed inside it, the barrier would be what costs (benchmarks/step_bytes.py).
+    y = jnp.maximum(x, 0)
+    y = jax.lax.platform_dependent(y, cuda=jax.lax.optimization_barrier, default=lambda y: y)
+    return y, y
+
+
+rectify.defvjp(rectify_forward, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
 
 
 class Activation(nn.Module):
@@ -158,7 +239,7 @@ class Activation(nn.Module):
     @nn.compact
     def __call__(self, x: Float[AnyArray, 'B h w C']) -> Float[Array, 'B h w C']:
         if self.kind == 'relu':
-            return nn.relu(x)
+            return rectify(jnp.asarray(x))
         slope: Any = jnp.float32(self.slope)
         if self.kind == 'prelu':
             slope = self.param('slope', nn.initializers.constant(self.slope), (x.shape[-1],)).reshape(1, 1, 1, -1)

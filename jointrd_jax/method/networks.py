@@ -25,8 +25,10 @@ from jointrd_jax.method.layers import (
     Activation,
     BatchNorm,
     Conv,
+    conv_norm,
     torch_linear_init,
 )
+from jointrd_jax.method.pooling import pool
 from jointrd_jax.system.runtime import jit_once
 
 SHORTCUTS = ('all', 'projection', 'none')
@@ -75,11 +77,12 @@ class Block(nn.Module):
             layers = [(3, self.stride, 1), (3, 1, 1)]
         outputs = self.channels * (BOTTLENECK_EXPANSION if self.bottleneck else 1)
 
-        def norm(h, name):
-            return BatchNorm(self.dtype, self.axis_name, name=name)(h, train)
+        def norm(features, name):
+            return BatchNorm(features, self.dtype, self.axis_name, name=name)
 
-        def conv(h, features, size, stride, name, groups=1):
-            return Conv(features, size, stride, self.reparam == 'dirac', self.dtype, groups, name=name)(h)
+        def conv(h, features, size, stride, name, norm_name, groups=1):
+            module = Conv(features, size, stride, self.reparam == 'dirac', self.dtype, groups, name=name)
+            return conv_norm(module, norm(features, norm_name), h, train)
 
         x = Activation(self.activation, self.slope, name='act1')(x)
         h = x
@@ -87,21 +90,15 @@ class Block(nn.Module):
             if i > 1:
                 h = Activation(self.activation, self.slope, name=f'act{i}')(h)
             features = outputs if i == len(layers) else self.hidden
-            entering, h = h, norm(conv(h, features, size, stride, f'conv{i}', groups), f'bn{i}')
+            entering, h = h, conv(h, features, size, stride, f'conv{i}', f'bn{i}', groups)
             if self.reparam == 'branches':
                 if size > 1:
-                    h += norm(conv(entering, features, 1, stride, f'conv{i}_1x1', groups), f'bn{i}_1x1')
+                    h += conv(entering, features, 1, stride, f'conv{i}_1x1', f'bn{i}_1x1', groups)
                 if entering.shape == h.shape:
-                    h += norm(entering, f'bn{i}_identity')
+                    h += norm(features, f'bn{i}_identity')(entering, train)
         if self.shortcut == 'projection':
-            x = norm(conv(x, outputs, 1, self.stride, 'shortcut_conv'), 'shortcut_bn')
+            x = conv(x, outputs, 1, self.stride, 'shortcut_conv', 'shortcut_bn')
         return h if self.shortcut == 'none' else h + x
-
-
-def pool(x: Float[AnyArray, 'B H W C']) -> Float[Array, 'B h w C']:
-    """The 3x3 stride 2 max-pool of an ImageNet stem."""
-    padding: Any = ((1, 1), (1, 1))  # flax's annotation knows only 'SAME' and 'VALID'
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
 
 
 class Stem(nn.Module):
@@ -122,8 +119,8 @@ class Stem(nn.Module):
         size, stride = (3, 1) if self.kind == 'cifar' else (7, 2)
         if self.kind == 'pool_first':
             x = pool(x)
-        x = Conv(self.channels, size, stride, dtype=self.dtype, name='conv')(x)
-        x = BatchNorm(self.dtype, self.axis_name, name='bn')(x, train)
+        conv = Conv(self.channels, size, stride, dtype=self.dtype, name='conv')
+        x = conv_norm(conv, BatchNorm(self.channels, self.dtype, self.axis_name, name='bn'), x, train)
         if self.kind == 'imagenet':  # before the ReLU of the first block, with which it commutes
             x = pool(x)
         return x
@@ -310,7 +307,7 @@ class Connectors(nn.Module):
         outputs = {}
         for path, f in features.items():
             f = Conv(f.shape[-1], 1, dtype=self.dtype, name=f'{path}_conv')(f)
-            outputs[path] = BatchNorm(self.dtype, self.axis_name, name=f'{path}_bn')(f, train)
+            outputs[path] = BatchNorm(f.shape[-1], self.dtype, self.axis_name, name=f'{path}_bn')(f, train)
         return outputs
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.method import layers, networks
+from jointrd_jax.method import layers, networks, pooling
 from jointrd_jax.runs.torch_names import export_names, import_names, template
 from tests.support.networks import SMALL, random_variables
 
@@ -143,7 +143,7 @@ def test_small_maps_equal_the_convolution(size, height, width, stride):
 
 
 def test_batch_norm_keeps_the_unbiased_variance():
-    norm = layers.BatchNorm()
+    norm = layers.BatchNorm(4)
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4)) * 3 + 1
     variables = norm.init(jax.random.key(1), x, False)
     y, updates = norm.apply(variables, x, True, mutable=['batch_stats'])
@@ -151,6 +151,72 @@ def test_batch_norm_keeps_the_unbiased_variance():
     np.testing.assert_allclose(y.mean((0, 1, 2)), np.zeros(4), atol=1e-6)
     np.testing.assert_allclose(updates['batch_stats']['mean'], 0.1 * flat.mean(0), rtol=1e-5)
     np.testing.assert_allclose(updates['batch_stats']['var'], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+
+
+def by_differentiation(x, scale, bias):
+    mean, mean_of_squares = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
+    var = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
+    return (x - mean.reshape(1, 1, 1, -1)) * (jax.lax.rsqrt(var + 1e-5) * scale).reshape(1, 1, 1, -1) + bias.reshape(
+        1, 1, 1, -1
+    )
+
+
+@pytest.mark.parametrize('axis_name', [None, 'data'])
+def test_batch_norm_has_the_gradient_of_differentiation_also_over_devices(axis_name):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 4)
+        x, towards = (jax.random.normal(key, (4, 3, 3, 5), jnp.float64) * 2 + 1 for key in keys[:2])
+        scale, bias = (jax.random.normal(key, (5,), jnp.float64) for key in keys[2:])
+
+        def ours(x, scale, bias, towards):
+            y, pull = jax.vjp(lambda *args: layers.normalise(*args, 1e-5, axis_name, jnp.float64)[0], x, scale, bias)
+            to_x, *others = pull(towards)
+            return y, to_x, jax.lax.psum(others, 'data')
+
+        mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+        rows, whole = jax.sharding.PartitionSpec('data'), jax.sharding.PartitionSpec()
+        mapped = jax.shard_map(
+            ours, mesh=mesh, in_specs=(rows, whole, whole, rows), out_specs=(rows, rows, whole), check_vma=False
+        )
+        y, to_x, (to_scale, to_bias) = jax.jit(mapped)(x, scale, bias, towards)
+        for part in (slice(None),) if axis_name else (slice(0, 2), slice(2, 4)):
+            expected, pull = jax.vjp(by_differentiation, x[part], scale, bias)
+            np.testing.assert_allclose(y[part], expected, rtol=1e-9, atol=1e-12)
+            gradients = pull(towards[part])
+            np.testing.assert_allclose(to_x[part], gradients[0], rtol=1e-9, atol=1e-12)
+            to_scale, to_bias = to_scale - gradients[1], to_bias - gradients[2]
+        np.testing.assert_allclose(np.stack([to_scale, to_bias]), 0, atol=1e-11)
+
+
+def test_rectify_has_the_gradient_of_relu():
+    x = jnp.asarray([-1.0, -0.0, 0.0, 1e-30, 2.0, jnp.nan, jnp.inf])
+    for ours, theirs in zip(jax.vjp(layers.rectify, x), jax.vjp(jax.nn.relu, x)):
+        ours, theirs = (value if isinstance(value, jax.Array) else value(x + 3)[0] for value in (ours, theirs))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_running_statistics_are_folded_into_the_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4))
+    conv, norm = layers.Conv(6, 3, dirac=True), layers.BatchNorm(6)
+    variables = conv.init(jax.random.key(1), x)
+    y = conv.apply(variables, x)
+    keys = jax.random.split(jax.random.key(2), 4)
+    scale, bias, mean = (jax.random.normal(key, (6,)) for key in keys[:3])
+    statistics = {'mean': mean, 'var': jax.random.uniform(keys[3], (6,), minval=0.1)}
+    bound = norm.bind({'params': {'scale': scale, 'bias': bias}, 'batch_stats': statistics})
+    folded = conv.apply(variables, x, bound.folded())
+    np.testing.assert_allclose(folded, bound(y, False), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 8, 3), (2, 7, 9, 3), (1, 1, 1, 2), (1, 2, 5, 2)])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_both_gradients_of_the_pool_are_equal_to_the_bit(shape, dtype):
+    x = jax.random.randint(jax.random.key(0), shape, -3, 4).astype(dtype)  # with ties
+    y, pull = jax.vjp(pooling.pool_by_window, x)
+    other, pull_other = jax.vjp(pooling.pool_by_place, x)
+    np.testing.assert_array_equal(y, other)
+    gradient = jax.random.normal(jax.random.key(1), y.shape, dtype)
+    np.testing.assert_array_equal(pull(gradient)[0], pull_other(gradient)[0])
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32():
