@@ -11,8 +11,12 @@ from jointrd_jax.train.progress import Reporter
 
 ROOT = Path(__file__).parents[2]
 # Most of the tests' time is compilation. test_main trains with optimised programs, as users do.
-QUICK_FLAGS = '--xla_cpu_use_fusion_emitters=false' if jax.__version__.startswith('0.10.') else ''
-TINY = dict(model__stage_sizes=(1, 1, 1), model__width=4, epochs=2, eval_batch_size=256, checkpoint__every_steps=0)
+QUICK_FLAGS = (
+    '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+    if jax.__version__.startswith('0.10.')
+    else ''
+)
+TINY = dict(model__stage_sizes=(1, 1), model__width=4, epochs=2, eval_batch_size=256, checkpoint__every_steps=0)
 
 
 def shipped_config(name: str, **overrides):

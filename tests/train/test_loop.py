@@ -128,7 +128,7 @@ def test_restore_starts_from_another_runs_weights(teacher_run, tmp_path, quiet):
     'overrides, message',
     [
         (dict(model__width=8), r'has width 4 .* needs width 8'),
-        (dict(model__stage_sizes=(1, 2, 1)), r'stage_sizes \(1, 1, 1\) \(depth 8\).*\(1, 2, 1\) \(depth 10\)'),
+        (dict(model__stage_sizes=(1, 2)), r'stage_sizes \(1, 1\) \(depth 6\).*\(1, 2\) \(depth 8\)'),
         (dict(model__stem='imagenet'), 'stem_kind cifar .* needs stem_kind imagenet'),
     ],
 )
