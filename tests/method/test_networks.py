@@ -36,9 +36,19 @@ def count_of(name: str) -> int:
     return whole - (BOTTLENECK_PROJECTIONS if family == 'plain' else FIRST_PROJECTION)
 
 
-@pytest.mark.parametrize('name', networks.REGISTRY)
+# Every ResNet; of those without its shortcuts one of each kind of block, since the registry has them by the same rule.
+KINDS = ('{}20', '{}34', '{}50', 'wide_{}50_2', '{}50_32x4d')
+OTHERS = [kind.format(family) for kind in KINDS for family in ('projection', 'plain')]
+
+
+@pytest.mark.parametrize('name', [*COUNTS, *(name for name in OTHERS if name not in COUNTS)])
 def test_parameter_counts(name):
     assert networks.parameter_count(template(networks.create(name))) == count_of(name)
+
+
+def test_every_resnet_is_there_without_its_shortcuts_too():
+    resnets = {name for name in COUNTS if 'resne' in name}
+    assert len(networks.REGISTRY) == 3 * len(resnets) and networks.REGISTRY.keys() >= COUNTS.keys() | set(OTHERS)
 
 
 def test_unregistered_name_lists_the_names():
