@@ -77,6 +77,8 @@ def test_compare(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / 'compare.json').read_text())
     assert result.keys() == {'plain', 'jointrd+dirac'}
+    rows = [line.split('│')[1].strip() for line in done.stdout.splitlines() if line.startswith('│')]
+    assert rows[-2:] == ['plain', 'jointrd+dirac']  # a line each, in a pipe too
     for name, cell in result.items():
         tops = [run['last_top1'] for run in cell['runs']]
         assert cell['last_top1_mean'] == pytest.approx(sum(tops) / 2)

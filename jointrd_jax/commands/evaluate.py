@@ -23,14 +23,12 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(given: flags.FlagValues, path: str) -> None:
     import json
 
-    from rich.console import Console
-
     from jointrd_jax.report import evaluate
-    from jointrd_jax.system import runtime
+    from jointrd_jax.system import runtime, terminal
 
     runtime.configure()
     found = evaluate.evaluate(path, given.which, given.dataset, given.data_dir)
     if given.format == 'json':
         print(json.dumps(found, indent=2))
     else:
-        evaluate.show(found, Console())
+        evaluate.show(found, terminal.console())

@@ -18,7 +18,7 @@ from jointrd_jax.deploy.results import Row
 from jointrd_jax.errors import UserError, choice_error
 from jointrd_jax.method.networks import STAGE_SIZES, create
 from jointrd_jax.runs import run_directory
-from jointrd_jax.system import files
+from jointrd_jax.system import files, terminal
 
 UNITS = {'kib': 2**10, 'mib': 2**20, 'kb': 10**3, 'mb': 10**6, 'b': 1, '': 1}
 DEFAULT_MODEL: advising.Model = ('in_place', 1)
@@ -93,7 +93,7 @@ def run(request: Request, console: Console | None = None) -> list[Row]:
     Raises:
       UserError: bad wishes, a run that cannot be exported, an export that is stale.
     """
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     check(request)
     asked = bench.questions(request.targets, request.python_of)
     kinds = list(dict.fromkeys(question.takes for question in asked))
@@ -209,7 +209,7 @@ def advise(request: Request, budget: str | None, console: Console | None = None)
     Raises:
       UserError: bad wishes, or nothing fits the budget.
     """
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     check(request)
     size = bytes_of(budget) if budget else None
     asked = bench.questions(request.targets, request.python_of) if request.targets else []

@@ -72,7 +72,11 @@ def of_target(config: ml_collections.ConfigDict, target: Target, found: dict[str
         figures['MiB at most at a time'] = [memory['all' if on_gpu else 'peak'] >> 20, mark]
         figures[f'MiB of {BATCHES_IN_FLIGHT} batches in flight'] = [in_flight(found, target, config) >> 20, KNOWN]
     if found['largest'] is not None:
-        figures['largest batch per chip'] = [found['largest'], mark]
+        images, limit = found['largest']['images'], found['largest'].get('limit')
+        figures['largest batch per chip'] = [
+            f'{images:,}, all that there are {limit}; more may fit' if limit else images,
+            mark,
+        ]
     figures['TFLOP a step and chip'] = [round(training['flops'] / 1e12, 3), KNOWN]
     if 'traffic' in training:
         name = 'GB read and written a step and chip'

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ ROOM_BYTES = 64 << 20  # for the compiler's temporary files
 ANSWER_SECONDS = 0.2  # how often a signal is looked for
 KILLED = (-9, 137)
 NO_MEMORY = ('bad_alloc', 'MemoryError', 'Cannot allocate memory')  # in what a compiler without memory says
+# In what JAX or a compiler says of programs that it cannot read, or of a plug-in of another time.
+MISFIT = ('Failed to parse using StableHLO', 'PJRT C API version', 'not compatible with the installed jaxlib')
 # What the compiling process must not inherit: where JAX runs, and flags for a program that runs here.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'XLA_FLAGS': ''}
 
@@ -78,6 +81,14 @@ def answers(process: subprocess.Popen) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def version(package: str) -> str:
+    """The installed version of a package; '' if there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ''
+
+
 def ended_badly(status: int, said: str, target: chips.Target) -> UserError:
     """The error for a worker that gave up without saying why."""
     if status in KILLED or any(mark in said for mark in NO_MEMORY):
@@ -88,6 +99,12 @@ def ended_badly(status: int, said: str, target: chips.Target) -> UserError:
     if 'No space left' in said:
         return UserError(
             f'--topology={target.name}: no room for the compiler in {tempfile.gettempdir()}; free some, or set TMPDIR'
+        )
+    if any(mark in said for mark in MISFIT):
+        plugin, extra = {'tpu': ('libtpu', 'plan-tpu'), 'cuda': ('jax-cuda12-plugin', 'plan-gpu')}[target.chip.platform]
+        return UserError(
+            f'--topology={target.name}: {plugin} {version(plugin)} does not fit JAX {version("jax")}; '
+            f"pip install --upgrade 'jointrd_jax[{extra}]' brings the one that does"
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ['nothing said']
     last = next((line for line in lines if re.match(r'F\d{4} ', line)), lines[-1])  # F: libtpu's fatal errors

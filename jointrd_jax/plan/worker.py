@@ -1,13 +1,15 @@
 """The process that compiles: `python -m jointrd_jax.plan.worker`, started by `plan.run` with an environment of its own.
 
 It reads a request from standard input, and writes one JSON object a line to standard output: {'doing': text} before
-each part, {'program': figures} after it, {'largest': images} where that was asked for, {'error': text} for a UserError.
+each part, {'program': figures} after it, {'largest': see `largest`} where that was asked for, {'error': text} for a
+UserError.
 """
 
 import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,17 @@ from jointrd_jax.plan.programs import Program
 from jointrd_jax.runs import run_directory
 from jointrd_jax.train import step as step_lib
 
-MEBI = 1 << 20
+MOST_IMAGES = 1 << 16  # of a batch over all chips, in the search for the largest
 
 
 class DoesNotFit(Exception):
     """The compiler found too little memory on a chip; its text says how much there would have to be."""
 
 
-def compiled(program: Program, target: chips.Target, effort: str) -> tuple[Any, str]:
-    """The compiled program and its text.
+def compiled(
+    program: Program, target: chips.Target, effort: str, options: dict[str, Any] | None = None
+) -> tuple[Any, str]:
+    """The compiled program and its text; `options` are XLA's.
 
     Raises:
       DoesNotFit: a TPU has too little memory for it.
@@ -38,7 +42,7 @@ def compiled(program: Program, target: chips.Target, effort: str) -> tuple[Any, 
     jax.config.update('jax_optimization_level', 'O0' if quick else 'UNKNOWN')
     lowered = program.function.lower(*program.arguments)
     try:
-        made = lowered.compile()
+        made = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
@@ -87,30 +91,51 @@ def figures(program: Program, target: chips.Target, effort: str, flops: float) -
     return row
 
 
-def largest(config: ml_collections.ConfigDict, dataset: Dataset, target: chips.Target, mesh: Any, say: Any) -> int:
-    """The most images per chip of which every training step of the recipe fits, to a step of 8 (from 64 on)."""
-    most = min(dataset.train_size, 1 << 16) // mesh.size
+def most_that_fit(fits: Callable[[int], bool], first: int, most: int) -> tuple[int, bool]:
+    """The most images, up to `most` and to a step of 8 (from 64 on), that fit; whether none tried was too many.
+
+    Args:
+      fits: whether so many do.
+      first: how many to try first.
+    """
+    low, high, too_many = 0, first, False
+    while high <= most:
+        if not fits(high):
+            too_many = True
+            break
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > (8 if high > 64 else 1):
+        middle = (low + high) // 2
+        if high > 64:
+            middle = max(middle - middle % 8, low + 8)
+        if fits(middle):
+            low = middle
+        else:
+            high, too_many = middle, True
+    return low, not too_many
+
+
+def largest(
+    config: ml_collections.ConfigDict, dataset: Dataset, target: chips.Target, mesh: Any, say: Any
+) -> dict[str, Any]:
+    """{'images': the most per chip of which every training step of the recipe fits}; with 'limit', what ended the
+    search, where it was not the chip's memory."""
 
     def fits(images: int) -> bool:
         tried = config.copy_and_resolve_references()
         tried.batch_size = images * mesh.size
         say({'doing': f'compiling with {images} images per chip'})
-        for program in programs_lib.of_recipe(tried, dataset, mesh):
-            if program.trains and not figures(program, target, 'quick', 0)['fits']:
-                return False
-        return True
+        return all(
+            figures(program, target, 'quick', 0)['fits']
+            for program in programs_lib.of_recipe(tried, dataset, mesh)
+            if program.trains
+        )
 
-    low, high = 0, config.batch_size // mesh.size
-    while high <= most and fits(high):
-        low, high = high, 2 * high
-    high = min(high, most + 1)
-    while high - low > (8 if high > 64 else 1):
-        middle = (low + high) // 2
-        middle -= middle % 8 if high > 64 else 0
-        if middle <= low:
-            break
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    most = min(dataset.train_size, MOST_IMAGES)
+    images, is_capped = most_that_fit(fits, config.batch_size // mesh.size, most // mesh.size)
+    limit = f'of {dataset.train_size:,} training images' if most == dataset.train_size else f'of {most:,} in a batch'
+    return {'images': images} | ({'limit': limit} if is_capped else {})
 
 
 def serve(request: dict[str, Any], say: Any) -> None:

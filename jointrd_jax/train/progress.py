@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 from rich.text import Text
 
-from jointrd_jax.system import distributed
+from jointrd_jax.system import distributed, terminal
 
 RATE_SECONDS = 0.5  # how often the live rate is taken anew
 NAME_WAIT_AFTER = 1.0  # plain lines name a wait when it has lasted this long
@@ -52,7 +52,7 @@ class Reporter:
         nested: bool = False,
     ):
         self.label, self.every_seconds = label, every_seconds
-        self.console = console or Console(highlight=False, quiet=not distributed.is_first())
+        self.console = console or terminal.console(quiet=not distributed.is_first())
         self.quiet, self.nested = quiet, nested
         self.display: _Display | None = None
         self._printed = 0.0

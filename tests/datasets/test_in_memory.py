@@ -67,6 +67,28 @@ def test_augmented_by_the_same_fields_as_tfds_sets(tmp_path):
     assert not np.allclose(images, plain)
 
 
+def one_gather(images, index, key, padding):
+    """Crops and mirrors of `images` [N, H, W, C] at `index`, each pixel fetched from the whole set by itself."""
+    batch, height, width = len(index), *images.shape[1:3]
+    shift_key, flip_key = jax.random.split(key)
+    shift = np.asarray(jax.random.randint(shift_key, (batch, 2), -padding, padding + 1))
+    mirrored = np.asarray(jax.random.bernoulli(flip_key, shape=(batch, 1)))
+    columns = np.where(mirrored, np.arange(width)[::-1], np.arange(width)) + shift[:, 1:]
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows = np.arange(height) + shift[:, :1]
+    return padded[index[:, None, None], padding + rows[:, :, None], padding + columns[:, None, :]]
+
+
+def test_rows_gathered_first_are_the_pixels_of_one_gather_of_the_whole_set(tmp_path):
+    pixels = small_folder(tmp_path)[[*range(0, 16, 2), *range(1, 16, 2)]]
+    dataset = load(tmp_path, crop_padding=4, flip=True, batch_size=16)
+    batch, key = next(dataset.train_batches(0)), jax.random.key(3)
+    images, _ = jax.jit(dataset.preprocess)(dataset.device_arrays, batch, key)
+    expected = one_gather(pixels, batch['index'], jax.random.split(key)[0], 4)
+    found = np.asarray(images) * np.asarray(dataset.std) + np.asarray(dataset.mean)
+    np.testing.assert_array_equal(np.rint(255 * found), expected)
+
+
 def test_streamed_where_they_differ_are_large_or_by_choice(tmp_path):
     small_folder(tmp_path / 'small')
     assert isinstance(load(tmp_path / 'small', in_memory='never'), Streaming)

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.plan import chips, compiled, run
-from tests.support.configs import ROOT
+from jointrd_jax.plan import chips, compiled, estimate, run, worker
+from tests.support.configs import ROOT, shipped_config
 
 SHRINK = ['--config.model.stage_sizes=1,1,1', '--config.model.width=8', '--config.epochs=4']
 
@@ -96,12 +96,36 @@ def test_bad_input_is_one_line(arguments, message):
             'status -6: F1125 .*Check failed: x$',
         ),
         (1, 'OSError: No space left on device', 'no room for the compiler'),
+        (
+            1,
+            '<unknown>:0: error: Failed to parse using StableHLO v1.9.8, this could indicate forward incompatibility',
+            r'libtpu \S+ does not fit JAX \d.*jointrd_jax\[plan-tpu\]',
+        ),
         (1, '', 'nothing said'),
     ],
 )
 def test_a_compiler_that_ends_without_an_answer(status, said, message):
     error = run.ended_badly(status, said, chips.parse('v5e:2x2'))
     assert re.search(message, str(error)) and '\n' not in str(error)
+
+
+@pytest.mark.parametrize('limit', [1, 5, 63, 64, 100, 1000])
+def test_the_largest_batch_and_whether_there_was_no_larger(limit):
+    images, is_capped = worker.most_that_fit(lambda n: n <= limit, 8, 324)
+    assert is_capped == (limit >= 324)
+    assert images <= min(limit, 324) < images + (1 if limit < 64 else 9)
+
+
+def test_a_largest_batch_that_the_data_end_is_marked(planned):
+    _, target = planned
+    found = {'about': target['about'], 'programs': target['programs']}
+    for largest, shown in (
+        ({'images': 320}, 320),
+        ({'images': 320, 'limit': 'of 1,297 training images'}, '320, all that there are of 1,297 training images;'),
+    ):
+        plan = estimate.of_target(shipped_config('digits'), chips.parse('v5e:2x2'), {**found, 'largest': largest})
+        figure, _ = plan['figures']['largest batch per chip']
+        assert str(figure).startswith(str(shown))
 
 
 def test_topologies():
