@@ -294,7 +294,8 @@ class Network(nn.Module):
 
     def shapes(self, image_shape: Sequence[int]) -> Variables:
         """`initialise` without computing anything: a jax.ShapeDtypeStruct for each array."""
-        return jax.tree.map(lambda leaf: leaf, traced_shapes(self, tuple(image_shape)))  # a dict of the caller's own
+        key: Any = self  # hashable, as flax makes modules, though their type does not say so
+        return jax.tree.map(lambda leaf: leaf, traced_shapes(key, tuple(image_shape)))  # a dict of the caller's own
 
 
 @functools.lru_cache(maxsize=64)

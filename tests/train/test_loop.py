@@ -172,7 +172,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, quiet):
 
 def test_same_losses_on_one_device_and_on_four():
     """Five steps, the same global batch, global BatchNorm, augmentation on."""
-    config = tiny_config(procedure='jointrd_scratch', batch_norm='global', distill__weight=1e-3)
+    shape = dict(model__stage_sizes=(1, 1, 1), batch_norm='global')
+    config = tiny_config(procedure='jointrd_scratch', distill__weight=1e-3, **shape)
     dataset = data.load(config)
 
     def losses(devices):
