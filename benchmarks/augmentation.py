@@ -9,6 +9,7 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def main() -> None:
     index = [rng.integers(0, SIZE, BATCH, np.int32) for _ in range(STEPS)]
     keys = list(jax.random.split(jax.random.key(0), STEPS))
     compiled = {name: jax.jit(f) for name, f in (('gather', gather), ('pad and slice', pad_and_slice))}
-    runs = {
+    runs: dict[str, Callable[[], list]] = {
         name: lambda f=f: [f(device, i, k).block_until_ready() for i, k in zip(index, keys)]
         for name, f in compiled.items()
     }

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from jointrd_jax import benchmark, cli
+from jointrd_jax.method import networks
 from jointrd_jax.system import files
 
 FORMS = ('eager', 'best')
@@ -99,6 +100,8 @@ def distance(f: torch.Tensor, target: torch.Tensor, margin: torch.Tensor) -> tor
 class Loss(nn.Module):
     """The loss of one procedure on a batch; its parameters are what the optimiser updates."""
 
+    margin: torch.Tensor
+
     def __init__(self, student: Network, teacher: Network | None, taps: tuple[int, ...], weight: float):
         super().__init__()
         self.student, self.taps, self.weight = student, taps, weight
@@ -110,9 +113,11 @@ class Loss(nn.Module):
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         teacher = self.frozen[0]
         logits, features, tapped = self.student(images, self.taps)
-        paths = [teacher.tail(h, tap) for h, tap in zip(tapped, self.taps)] + [(logits, features)]
-        loss = sum(F.cross_entropy(z.float(), labels) for z, _ in paths)
-        if self.weight:
+        paths = [(logits, features)]
+        if teacher:
+            paths = [teacher.tail(h, tap) for h, tap in zip(tapped, self.taps)] + paths
+        loss = torch.stack([F.cross_entropy(z.float(), labels) for z, _ in paths]).sum()
+        if self.weight and teacher:
             with torch.no_grad():
                 target = teacher(images)[1]
             for connector, (_, f) in zip(self.connectors, paths):
@@ -125,12 +130,15 @@ class Stepper:
 
     def __init__(self, task: benchmark.Task, form: str):
         ours, method = task.networks.student, task.method
+        assert isinstance(ours, networks.Network)  # as all of `benchmark.synthetic_tasks` are
 
         def network(residual: bool) -> Network:
             made = Network(
                 ours.stage_sizes, ours.bottleneck, ours.width, ours.num_classes, ours.stem_kind, residual
             ).to(DEVICE)
-            return made.to(memory_format=torch.channels_last) if form == 'best' else made
+            if form == 'best':  # which the stubs of PyTorch lack
+                made.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            return made
 
         teacher = None
         if task.networks.teacher:

@@ -40,7 +40,7 @@ BOOLEANS = {'true': True, 'false': False}
 
 
 class Settings(NamedTuple):
-    """Of the synthetic tasks; 0 and '' choose by the device."""
+    """Settings of the synthetic tasks; 0 and '' are chosen by the device."""
 
     width: int = 0
     dtype: str = ''
@@ -304,7 +304,7 @@ def finish(rows: list[dict[str, Any]], peak: dict[str, float]) -> None:
 
 
 def ratio(row: dict[str, Any], base: dict[str, Any]) -> float:
-    """Of two step times: the median over rounds, in which they ran side by side."""
+    """The ratio of two step times: its median over the rounds, in which they ran side by side."""
     return round(statistics.median(a / b for a, b in zip(row['rounds'], base['rounds'])), 3)
 
 

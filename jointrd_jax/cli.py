@@ -48,7 +48,7 @@ def say(message: object) -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether the machine or an accelerator had too little."""
+    """Whether the error says that the memory of the machine or of an accelerator ran out."""
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
     )
@@ -129,7 +129,7 @@ def help_text(name: str, module: ModuleType, values: flags.FlagValues) -> str:
         lines.append(f'  {shown:<24} {" ".join((flag.help or "").split())}{default}')
     if 'config' in values:
         lines.append(
-            f'  {"--config.FIELD=VALUE":<24} Any field of the recipe; jointrd_jax/config.py says what they mean.'
+            f'  {"--config.FIELD=VALUE":<24} Any field of the recipe; jointrd_jax/config/fields.py says what they mean.'
         )
     return '\n'.join(lines)
 
@@ -139,9 +139,9 @@ def positional_of(module: ModuleType) -> tuple[str, ...]:
 
 
 def check_places(name: str, module: ModuleType, given: dict[str, object], arguments: Sequence[str]) -> None:
-    """End the process where a path has a scheme that is not known, or one at all where a command takes local paths.
+    """End the process if a path has an unknown scheme, or has a scheme although the command takes local paths there.
 
-    The latter are named by the command's LOCAL: flags, and 'arguments' for what comes before them.
+    The command's LOCAL names the flags that take local paths; 'arguments' in it stands for the positional arguments.
     """
     local = getattr(module, 'LOCAL', ())
     for key, value in [*given.items(), *(('arguments', argument) for argument in arguments)]:
@@ -201,7 +201,7 @@ def parse(name: str, module: ModuleType, argv: Sequence[str]) -> tuple[flags.Fla
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """End the process as every command ends.
+    """Turn the errors of the body into the one line and the exit status that every command ends with.
 
     UserError: one line and status 2. A first SIGTERM or SIGINT: one line and `signals.STOPPED_STATUS`, after a
     checkpoint if there is new work.

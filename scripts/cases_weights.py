@@ -23,7 +23,7 @@ class Module(torch.nn.Module):
 
     def __init__(self, tensors: Tensors):
         super().__init__()
-        self.fc = torch.nn.Linear(*reversed(tensors['fc.weight'].shape))
+        self.fc = torch.nn.Linear(tensors['fc.weight'].shape[1], tensors['fc.weight'].shape[0])
 
 
 def tensors_of(network: Network) -> Tensors:

@@ -52,22 +52,22 @@ ABSURD = (0, 1, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**60, 2**63 - 1, 2*
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """`data` after a few random changes."""
-    data = bytearray(data)
+    changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5))):
-        at, what = rng.randrange(len(data) + 1), rng.randrange(6)
+        at, what = rng.randrange(len(changed) + 1), rng.randrange(6)
         if what == 0:
-            del data[at:]
+            del changed[at:]
         elif what == 1:
-            del data[at : at + rng.randrange(1, 20)]
+            del changed[at : at + rng.randrange(1, 20)]
         elif what == 2:
-            data[at:at] = rng.randbytes(rng.randrange(1, 20))
-        elif what == 3 and data:
-            data[at % len(data)] ^= 1 << rng.randrange(8)
+            changed[at:at] = rng.randbytes(rng.randrange(1, 20))
+        elif what == 3 and changed:
+            changed[at % len(changed)] ^= 1 << rng.randrange(8)
         elif what == 4:
-            data[at : at + 8] = struct.pack('<Q', rng.choice(ABSURD))
+            changed[at : at + 8] = struct.pack('<Q', rng.choice(ABSURD))
         else:
-            data[at:at] = data[rng.randrange(len(data) + 1) :][: rng.randrange(1, 200)]
-    return bytes(data)
+            changed[at:at] = changed[rng.randrange(len(changed) + 1) :][: rng.randrange(1, 200)]
+    return bytes(changed)
 
 
 def absurd_numbers(data: bytes, rng: random.Random) -> bytes:
@@ -126,9 +126,7 @@ class Indexes:
             value = rng.choice([-1, *(n for n in ABSURD if n < 2**63)])
             arrays[name][rng.randrange(len(arrays[name]))] = value
         else:
-            arrays[name] = rng.choice(
-                (np.zeros(0), np.zeros((2, 2)), np.array(3), np.array(['x']), np.float64([np.nan]))
-            )
+            arrays[name] = rng.choice((np.zeros(0), np.zeros((2, 2)), np.array(3), np.array(['x']), np.array([np.nan])))
         file = io.BytesIO()
         np.savez(file, **arrays)
         return file.getvalue()
@@ -231,7 +229,7 @@ class Sealed:
         checkpoints.close()
         self.checkpoint = self.run / checkpoint_places.DIRECTORY / '0'
         self.good = {path: path.read_bytes() for path in sorted(self.checkpoint.rglob('*')) if path.is_file()}
-        self.victim = None
+        self.victim = next(iter(self.good))
 
     def make(self, rng: random.Random) -> bytes:
         self.victim = rng.choice([path for path in self.good if path.name != seal.SEAL])

@@ -50,7 +50,7 @@ def measure(side: int, workers: int) -> dict:
         seen: dict[int, float] = {}
         while len(seen) < 4:
             if process.poll() is not None:
-                sys.exit(f'the run ended: {process.stderr.read()}')
+                sys.exit(f'the run ended: {process.communicate()[1]}')
             found = (run / 'checkpoints').iterdir() if (run / 'checkpoints').is_dir() else ()
             for step in {int(path.name) for path in found if path.name.isdigit()}:
                 seen.setdefault(step, time.monotonic())

@@ -71,9 +71,9 @@ def start(workdir: Path, procedure: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> None:
     """Wait for a process that nobody disturbs; it must succeed."""
-    process.wait()
+    error = process.communicate()[1]
     if process.returncode:
-        raise SystemExit(f'training failed with status {process.returncode}: {process.stderr.read()}')
+        raise SystemExit(f'training failed with status {process.returncode}: {error}')
 
 
 def result(workdir: Path) -> dict:

@@ -32,12 +32,13 @@ workdir = Path(tempfile.mkdtemp(prefix='walkthrough-'))
 # %% The images: the whole set lies on the device, a batch is a list of indices
 dataset = data.load(config)
 batch = next(dataset.train_batches(0))
-images, labels = dataset.preprocess(dataset.device_arrays, batch, jax.random.key(0))
+device_arrays, on_device = jax.device_put(dataset.device_arrays), jax.device_put(batch)
+images, labels = dataset.preprocess(device_arrays, on_device, jax.random.key(0))
 print(f'{dataset.train_size} training images {images.shape[1:]}, {dataset.eval_size} for evaluation, {labels[:8]}')
 
 # %% One network, three shapes: ResNet, plain, and the hybrids between them
-shape = dict(stage_sizes=config.model.stage_sizes, width=8, num_classes=10, stem_kind='cifar')
-resnet, plain = networks.Network(**shape), networks.Network(**shape, shortcuts='none')
+resnet = networks.Network(config.model.stage_sizes, width=8, num_classes=10, stem_kind='cifar')
+plain = resnet.clone(shortcuts='none')
 tap = plain.stage_ends[0]
 first, second = (net.initialise(jax.random.key(i), dataset.image_shape) for i, net in enumerate((resnet, plain)))
 hybrid = networks.hybrid(plain, resnet, block=tap)

@@ -49,6 +49,6 @@ def watched_run(tmp_path_factory):
 
     path = tmp_path_factory.mktemp('watched') / 'jointrd'
     shown = dict(log__gradients=1, log__tensorboard=1, log__histograms=2)
-    config = tiny_config(batch_size=128, eval_hybrids=True, **shown)
+    config = tiny_config(model__stage_sizes=(1, 1, 1), batch_size=128, eval_hybrids=True, **shown)
     loop.run(config, path, QuietReporter('watched'))
     return path

@@ -56,7 +56,7 @@ def test_values_of_every_field_can_be_written():
         ),
         (('plain', 'feature_kd'), None, 'feature_kd: config.procedure=feature_kd needs config.distill.weight'),
         (('plain',), {'a': {}, 'b': {'mix.eta': 3.0}}, 'plain/b: config.mix.eta=3.0 is not accepted'),
-        (('plain',), {'a': {}, 'b': {'model.shortcuts': 'none,all'}}, 'plain/b: 2 per-block choices were given'),
+        (('plain',), {'a': {}, 'b': {'model.shortcuts': 'none,all,none'}}, 'plain/b: 3 per-block choices were given'),
         (('jointrd',), {'a': {}, 'wide': {'model.width': 8}}, 'jointrd/wide: the teacher of all has width 4'),
         (('resnet', 'plain+dirac', 'plain'), {'a': {'batch_size': 0}}, 'resnet/a: config.batch_size=0'),
     ],
@@ -119,7 +119,7 @@ def test_a_picture_is_whole_or_absent(tmp_path):
 
 
 def test_ablation(tmp_path, watched_run):
-    config = tiny_config(epochs=1, batch_size=256)
+    config = tiny_config(model__stage_sizes=(1, 1, 1), epochs=1, batch_size=256)
     config.teacher.path = str(watched_run / 'teacher')
     variants = {'eta0': {'mix.eta': 0.0}, 'stage2': {'mix.taps': (2,)}, 'drawn': {'mix.num_taps': 1, 'mix.tap_sets': 2}}
     result = compare.run(config, tmp_path, [0], ('jointrd',), variants, with_report=True)

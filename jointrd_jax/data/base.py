@@ -78,7 +78,7 @@ class Dataset(abc.ABC):
 
     @property
     def description(self) -> DataDescription:
-        """What a network that is trained on it must remember."""
+        """What is kept with a network that was trained on this dataset."""
         return DataDescription(self.name, self.classes, self.image_shape, self.mean, self.std, self.resize)
 
     def close(self) -> None:

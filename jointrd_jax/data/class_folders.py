@@ -70,7 +70,7 @@ def order(name: str) -> tuple:
 
 
 def ending(entry: os.DirEntry) -> str:
-    """What a file that is passed over is counted as."""
+    """The ending under which a file that is passed over is counted."""
     if entry.is_symlink() and not os.path.exists(entry.path):
         return 'broken links'
     if is_image(entry.name):

@@ -105,7 +105,7 @@ def source(tree: Tree, classes: tuple[str, ...]) -> Folder:
 
 
 def notes(root: Path, splits: layout.Splits, trees: list[Tree], classes: tuple[str, ...]) -> list[str]:
-    """What somebody should know of how a folder was read."""
+    """Notices for the user of how a folder was read."""
     found = []
     used = [Path(os.path.relpath(tree.root, root)) for tree in trees]
     if splits.train != root:

@@ -52,7 +52,7 @@ class Splits(NamedTuple):
 
 
 def is_data(name: str) -> bool:
-    """Whether a file or folder of this name is somebody's, not the system's."""
+    """Whether a file or folder of this name is data, not one of the operating system's."""
     return not name.startswith('.') and name.lower() not in SYSTEM
 
 
@@ -61,7 +61,7 @@ def is_image(name: str) -> bool:
 
 
 def entries(directory: Path | str) -> Iterator[os.DirEntry]:
-    """What lies in a directory, without what belongs to systems."""
+    """What lies in a directory, without the operating system's own files."""
     with os.scandir(directory) as found:
         yield from (entry for entry in found if is_data(entry.name))
 

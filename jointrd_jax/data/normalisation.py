@@ -18,7 +18,7 @@ IMAGENET: MeanStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as torchvi
 def mean_and_std(
     settings: ml_collections.ConfigDict, channels: int, usual: MeanStd | None, measure: Callable[[], MeanStd]
 ) -> MeanStd:
-    """What `settings` (config.dataset) asks for.
+    """The mean and standard deviation that `settings` (config.dataset) ask for.
 
     Args:
       channels: of the images, 1 or 3.

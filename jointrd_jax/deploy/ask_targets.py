@@ -67,10 +67,10 @@ class Request:
 
 
 def check(request: Request) -> None:
-    """What can be known to be wrong before anything is made.
+    """Check all that can be known to be wrong before anything is made.
 
     Raises:
-      UserError: the first that is.
+      UserError: the first fault that is found.
     """
     if bool(request.runs) == bool(request.shapes):
         raise UserError('name runs (or what jointrd export made of them), or --shapes; one of the two')

@@ -43,7 +43,7 @@ class Candidate:
 
 
 def with_baselines(candidates: Sequence[Candidate]) -> None:
-    """Compare each with the first that has shortcuts in all its blocks, or else the first with any, if it has."""
+    """Compare each candidate with the first that has all its shortcuts, or else with the first that has any."""
     adds = {candidate.name: candidate.graph.operators().get('add', 0) for candidate in candidates}
     most = max(adds.values(), default=0)
     base = next((name for name, count in adds.items() if count and count == most), None)

@@ -133,7 +133,7 @@ class Agreement:
 
     @property
     def top1(self) -> float | None:
-        """Percent; None without labels."""
+        """The top-1 accuracy in percent; None without labels."""
         return round(100 * self.correct / self.images, 4) if self.labelled else None
 
 

@@ -156,7 +156,7 @@ def described(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def metadata(file: Path) -> dict[str, Any]:
-    """What an .onnx or .tflite file says of itself.
+    """The metadata in an .onnx or .tflite file.
 
     Raises:
       UserError: another kind of file, or a damaged one.
@@ -245,7 +245,7 @@ def rows(network: Classifier, paths: Sequence[Path], top: int, batch: int) -> It
 
 
 def write(found: Iterator[Row], form: str, out: TextIO, top: int) -> int:
-    """Print rows as they come; how many images could not be read."""
+    """Print rows as they come, and return how many images could not be read."""
     bad, first = 0, True
     if form == 'csv':
         out.write(csv_line(['image', 'class', 'probability', *(['rank'] if top > 1 else []), 'error']))

@@ -19,7 +19,7 @@ PINNED = {'ai-edge-quantizer': '0.10.0', **tflite.PINNED}  # its ranges are set 
 
 
 def check_tflite_installed() -> None:
-    """The extra [npu].
+    """Check that the extra [npu] is installed.
 
     Raises:
       UserError: missing, or another version.
@@ -85,7 +85,7 @@ def tflite_model(float_model: bytes, batches: Sequence[np.ndarray], metadata: di
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the quantiser's progress bar, sizes and warning (of the memory that its calibration takes) to itself."""
+    """Keep the quantiser's progress bar, sizes and warning of the memory for its calibration off the terminal."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', '.*experimental_preserve_all_tensors')
@@ -93,7 +93,7 @@ def quiet() -> Iterator[None]:
 
 
 def interpreter(blob: bytes) -> Any:
-    """LiteRT's, which says what a model's tensors are; without XNNPACK, which announces itself."""
+    """LiteRT's interpreter, which says what a model's tensors are; without XNNPACK, which announces itself."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES

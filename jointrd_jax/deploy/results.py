@@ -68,7 +68,7 @@ class Row:
         return self.outcome == WENT
 
     def as_json(self) -> dict[str, Any]:
-        """Its fields as a dict, without those that are None."""
+        """A row's fields as a dict, without those that are None."""
         return {name: value for name, value in asdict(self).items() if value not in (None, {}, [])}
 
 

@@ -9,6 +9,7 @@ Images and feature maps are NHWC. A block's ReLU opens the block, so feature map
 the ResNet equals torchvision's (v1.5: the stride sits in the 3x3 convolution).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -290,7 +291,14 @@ class Network(nn.Module):
 
     def shapes(self, image_shape: Sequence[int]) -> Variables:
         """`initialise` without computing anything: a jax.ShapeDtypeStruct for each array."""
-        return jax.eval_shape(self.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+        key: Any = self  # hashable, as flax makes modules, though their type does not say so
+        return jax.tree.map(lambda leaf: leaf, traced_shapes(key, tuple(image_shape)))  # a dict of the caller's own
+
+
+@functools.lru_cache(maxsize=64)
+def traced_shapes(network: Network, image_shape: tuple[int, ...]) -> Variables:
+    """`Network.shapes`, traced once for each network: reading a weight file asks for them twice."""
+    return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
 
 
 class Connectors(nn.Module):

@@ -69,7 +69,7 @@ def provenance(dataset: Dataset) -> dict[str, str]:
 
 
 def is_one(value: object) -> bool:
-    """Whether that is what `provenance` made."""
+    """Whether a JSON value has the form that `provenance` makes."""
     return isinstance(value, dict) and all(isinstance(state, str) for state in value.values())
 
 

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether that is a place in a bucket."""
+    """Whether `path` is a place in a bucket."""
     match = URL.match(os.fspath(path))
     return bool(match and match[1] in EXTRAS)
 
@@ -113,7 +113,7 @@ def failures() -> tuple[type[BaseException], ...]:
 
 
 def reason(error: BaseException) -> str | None:
-    """What a store's error says, or None where its text is good as it is."""
+    """What a store's error means; None where its own text says it."""
     if isinstance(error, FileNotFoundError) and error.errno is None:
         return 'there is no such bucket, or nothing of that name in it'
     if isinstance(error, PermissionError) and error.errno is None:
@@ -123,7 +123,7 @@ def reason(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def answering(path: str | os.PathLike, then: str = '') -> Any:
-    """In the body, a bucket that does not answer is said in one line.
+    """Turn the errors of a bucket that does not answer in the body into a UserError of one line.
 
     Raises:
       UserError: it cannot be reached or used; `then` says what to do.
@@ -228,7 +228,7 @@ def kept_until_exit() -> Path:
 
 
 def local_copy(path: Path) -> Path:
-    """A file as one on the disk: itself, or a copy kept until this process ends."""
+    """A file on the disk: `path` itself, or a copy of it that is kept until this process ends."""
     if not is_remote(path):
         return path
     directory = kept_until_exit()

@@ -52,7 +52,7 @@ def address(coordinator: str) -> tuple[str, int]:
 
 
 def wait_for(host: str, port: int) -> None:
-    """Until process 0 listens there: JAX's own client would wait in silence, and end the process where it fails.
+    """Wait until process 0 listens there: JAX's own client would wait in silence, and end the process where it fails.
 
     Raises:
       UserError: it does not within JOIN_SECONDS.
@@ -111,7 +111,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Where other processes are waited for: one that is gone is said in one line.
+    """For a body that waits for other processes: if one of them has ended, an error says so in one line.
 
     Raises:
       UserError: JAX lost the connection to another process. (Where it notices by its heartbeat alone, as on GPUs,
@@ -175,7 +175,7 @@ def agree(config: dict[str, Any], what: str = 'config') -> None:
 
 
 def alone_and_stopping() -> bool:
-    """Whether a signal came and there is nobody to agree with."""
+    """Whether a signal came and this process is the only one."""
     return signals.requested() is not None and jax.process_count() == 1
 
 

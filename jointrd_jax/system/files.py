@@ -44,7 +44,7 @@ def cache_directory() -> Path:
 
 
 def sync(path: Path) -> None:
-    """Until the file or directory `path` is on the disk itself (a power failure cannot take it back)."""
+    """Wait until the file or directory `path` is on the disk itself (a power failure cannot take it back)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -151,7 +151,7 @@ def check_new(directory: Path) -> None:
 
 
 def absolute(path: str | os.PathLike) -> Path:
-    """`buckets.place`, on a disk from its root."""
+    """`buckets.place`, made absolute if it is on a disk."""
     found = buckets.place(path)
     return found if buckets.is_remote(found) else found.absolute()
 

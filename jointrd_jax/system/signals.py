@@ -99,7 +99,7 @@ def _end_now(status: int, message: str) -> None:
 
 @contextlib.contextmanager
 def removed_if_ended(directory: Path) -> Iterator[None]:
-    """Where a process that `end`s in the body takes the temporary `directory` with it."""
+    """If the process is ended by `end` in the body, remove the temporary `directory` first."""
     _temporary.add(directory)
     try:
         yield

@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
 
 
 def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter) -> Summary:
-    """`run`, while the place of `workdir` answers."""
+    """`run`, but for the errors of a bucket that does not answer, which `run` turns into one line."""
     plan = setup.make(config, workdir)
     try:
         with distributed.only_first(files.locked(workdir)):

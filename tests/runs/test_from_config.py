@@ -72,7 +72,7 @@ def test_taps():
 
 
 def test_per_block_shortcuts_and_procedures():
-    config = tiny_config(model__shortcuts='none,all,projection')
+    config = tiny_config(model__stage_sizes=(1, 1, 1), model__shortcuts='none,all,projection')
     assert from_config.student(config, 10).shortcuts == ('none', 'all', 'projection')
     config.procedure, config.model.reparam = 'resnet', 'dirac'
     network = from_config.student(config, 10)

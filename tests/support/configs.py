@@ -11,11 +11,12 @@ from jointrd_jax.train.progress import Reporter
 
 ROOT = Path(__file__).parents[2]
 # Most of the tests' time is compilation. test_main trains with optimised programs, as users do.
-FAST_COMPILE = '--xla_cpu_use_fusion_emitters=false' if jax.__version__.startswith('0.10.') else ''
+FAST_COMPILE = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 # The CPU backend aborts the process where a device's thread comes a minute late to an all-reduce, as it can where many
 # processes share two cores.
-QUICK_FLAGS = f'{FAST_COMPILE} --xla_cpu_collective_call_terminate_timeout_seconds=600'.strip()
-TINY = dict(model__stage_sizes=(1, 1, 1), model__width=4, epochs=2, eval_batch_size=256, checkpoint__every_steps=0)
+PATIENT = '--xla_cpu_collective_call_terminate_timeout_seconds=600'
+QUICK_FLAGS = f'{FAST_COMPILE} {PATIENT}' if jax.__version__.startswith('0.10.') else PATIENT
+TINY = dict(model__stage_sizes=(1, 1), model__width=4, epochs=2, eval_batch_size=256, checkpoint__every_steps=0)
 
 
 def shipped_config(name: str, **overrides):

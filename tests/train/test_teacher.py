@@ -54,6 +54,6 @@ def test_classes_in_another_order_stop_the_run(teacher, tmp_path, quiet):
 
 def test_weights_of_another_network_are_refused(teacher, tmp_path):
     path = saved(tmp_path / 'w.pth', teacher)
-    with pytest.raises(UserError, match=r'does not fit plain-8.*downsample'):
+    with pytest.raises(UserError, match=r'does not fit plain-6.*downsample'):
         loop.run(tiny_config(procedure='plain', restore=path), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
