@@ -1,25 +1,34 @@
 """The ImageNet input pipeline against tf.data: images per CPU-second, both in one run.
 
     python benchmarks/input_pipeline.py            needs the extras [prepare] and [test]
+    python benchmarks/input_pipeline.py --feed     to the device, by the thread that feeds a run and without it
 
 Data: real photographs as 500x375 JPEGs (quality 90) in TFRECORD. Ours: one Grain worker, whole (reading, CRC,
 parsing, decoding, random-resized crop, batches in this process). tf.data: TFRecordDataset, the same crops
 (sample_distorted_bounding_box, decode_and_crop_jpeg, bilinear resize), uint8 batches. CPU time is that of this
 process and the worker. Runs alternate; medians are compared.
+
+--feed: batches are made, put on the device (`shard_batches`) and taken by steps, as a run does. A step's computation is
+stood in for by a wait of as long as making a batch takes here, or of half of that, by a thread that takes the steps in
+turn, as an accelerator does; a step has waited for input if that thread had none left when its batch came.
 """
 
+import collections
+import contextlib
 import io
 import itertools
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from jointrd_jax.train import feed
 from tests.support import real_data
 
 IMAGES, BATCH, STEPS, ROUNDS = 400, 128, 8, 5
@@ -87,15 +96,69 @@ def tf_data(files: list[str]) -> float:
     return rate(dataset.map(prepare, num_parallel_calls=1).batch(BATCH).prefetch(1).as_numpy_iterator())
 
 
+def steps(groups, seconds: float, take) -> tuple[float, float]:
+    """(images per second, share of steps that waited) over STEPS steps that each take the device so many seconds."""
+    late, in_flight = 0, collections.deque()
+    with ThreadPoolExecutor(1) as device:
+        take(groups)
+        began = time.monotonic()
+        for _ in range(STEPS):
+            batch = take(groups)
+            late += bool(in_flight) and in_flight[-1].done()
+            in_flight.append(device.submit(lambda batch: time.sleep(seconds), batch))
+            if len(in_flight) > feed.IN_FLIGHT:
+                in_flight.popleft().result()
+        while in_flight:
+            in_flight.popleft().result()
+        return STEPS * BATCH / (time.monotonic() - began), late / (STEPS - 1)
+
+
+def compare_feeds(root: Path) -> None:
+    from jointrd_jax import data
+    from jointrd_jax.train import step as step_lib
+
+    config = real_data.config(
+        'imagenet2012', root, workers=1, image_size=224, resize=256, batch_size=BATCH, eval_batch_size=BATCH
+    )
+    mesh = step_lib.make_mesh()
+    with contextlib.closing(data.load(config)) as dataset:
+        numbers = itertools.count()
+
+        def groups():
+            with contextlib.closing(dataset.train_batches(100 * next(numbers))) as batches:
+                for batch in batches:
+                    yield step_lib.shard_batches([batch], mesh)
+
+        with contextlib.closing(groups()) as made:
+            next(made)
+            began = time.monotonic()
+            for _ in range(STEPS):
+                next(made)
+            alone = (time.monotonic() - began) / STEPS
+        print(f'making a batch of {BATCH} and putting it on the device: {alone:.3f} s, {BATCH / alone:.0f} images/s')
+        for number, share in itertools.product(range(ROUNDS), (1, 0.5)):
+            with contextlib.closing(groups()) as made:
+                without = steps(made, share * alone, next)
+            with contextlib.closing(feed.Feed(groups())) as fed:
+                by_thread = steps(fed, share * alone, lambda fed: fed.take())
+            shown = (f'{rate:.0f} images/s, {late:.0%} waited' for rate, late in (without, by_thread))
+            print(
+                'round {}, steps of {:.1f} batches: without {}; by a thread {}'.format(number + 1, share, *shown),
+                flush=True,
+            )
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         found = photographs()
         root = Path(directory)
         options = {'version': '5.0.0', 'shape': (None, None, 3), 'encoding': 'jpeg', 'classes': 1000}
-        splits = {'train': [found], 'test': [found[:1]]}
+        splits = {'train': [found], 'validation': [[{**found[0], 'image': io.BytesIO(found[0]['image'].getvalue())}]]}
         path = real_data.write_tfds(root, 'imagenet2012', splits, file_format='tfrecord', **options)
         sizes = [len(example['image'].getvalue()) for example in found]
         print(f'{IMAGES} JPEGs of 500x375, {statistics.fmean(sizes) / 1000:.0f} kB on average')
+        if '--feed' in sys.argv:
+            return compare_feeds(root)
         rates = {'ours': [], 'tf.data': []}
         for number in range(ROUNDS):
             started = time.monotonic()
