@@ -71,8 +71,9 @@ def start(workdir: Path, procedure: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> None:
     """Wait for a process that nobody disturbs; it must succeed."""
-    error = process.communicate()[1]
+    process.wait()  # its errors may have been read already
     if process.returncode:
+        error = process.stderr.read() if process.stderr and not process.stderr.closed else ''
         raise SystemExit(f'training failed with status {process.returncode}: {error}')
 
 

@@ -62,7 +62,8 @@ def test_required_flags_are_named():
     assert done.returncode == 2 and done.stderr == 'error: --config is missing\n'
 
 
-def test_compare(tmp_path):
+def test_compare(tmp_path, monkeypatch):
+    monkeypatch.delenv('COLUMNS', raising=False)  # pytest-xdist sets it
     args = [
         '--config',
         'configs/digits.py',

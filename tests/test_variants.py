@@ -96,7 +96,7 @@ def test_the_name_of_a_procedure_says_how_its_student_is_made(tmp_path):
 
 
 def test_the_ablations_of_the_docs_can_all_be_run(tmp_path):
-    (text,) = re.findall(r"--variants '([^']*)'", (ROOT / 'docs' / 'experiments.md').read_text())
+    (text,) = re.findall(r"runs/ablations .*--variants '([^']*)'", (ROOT / 'docs' / 'experiments.md').read_text())
     variants = compare.parse_variants(text)
     jobs = compare.plan(shipped_config('digits'), tmp_path, [0, 1, 2], ('jointrd',), variants)
     assert len(jobs) == 3 * (1 + len(variants)) and len(variants) == 7

@@ -186,14 +186,16 @@ class BatchNorm(nn.Module):
 
     def folded(self) -> tuple[jax.Array, jax.Array]:
         """(factor, shift) [C]: by the running statistics it is x * factor + shift."""
-        factor = jax.lax.rsqrt(self.var.value + self.epsilon) * self.scale
+        factor = jax.lax.rsqrt(jnp.asarray(self.var.value) + self.epsilon) * self.scale
         return factor, self.bias - self.mean.value * factor
 
     def __call__(self, x: Float[AnyArray, 'B h w C'], train: bool) -> Float[Array, 'B h w C']:
+        # Variables read from a file are NumPy's.
+        x, scale, bias = jnp.asarray(x), jnp.asarray(self.scale), jnp.asarray(self.bias)
         if not train:
-            factor = jax.lax.rsqrt(self.var.value + self.epsilon) * self.scale
-            return affine(jnp.asarray(x), self.mean.value, factor, self.bias, self.dtype)
-        y, mean, var = normalise(jnp.asarray(x), self.scale, self.bias, self.epsilon, self.axis_name, self.dtype)
+            factor = jax.lax.rsqrt(jnp.asarray(self.var.value) + self.epsilon) * scale
+            return affine(x, jnp.asarray(self.mean.value), factor, bias, self.dtype)
+        y, mean, var = normalise(x, scale, bias, self.epsilon, self.axis_name, self.dtype)
         if not self.is_initializing():
             count = x.size // x.shape[-1] * (1 if self.axis_name is None else jax.lax.psum(1, self.axis_name))
             keep = self.momentum
