@@ -195,7 +195,8 @@ class BatchNorm(nn.Module):
         if not train:
             factor = jax.lax.rsqrt(jnp.asarray(self.var.value) + self.epsilon) * scale
             return affine(x, jnp.asarray(self.mean.value), factor, bias, self.dtype)
-        y, mean, var = normalise(x, scale, bias, self.epsilon, self.axis_name, self.dtype)
+        normalised: Any = normalise(x, scale, bias, self.epsilon, self.axis_name, self.dtype)  # custom_vjp's is object
+        y, mean, var = normalised
         if not self.is_initializing():
             count = x.size // x.shape[-1] * (1 if self.axis_name is None else jax.lax.psum(1, self.axis_name))
             keep = self.momentum
