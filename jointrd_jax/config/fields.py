@@ -98,7 +98,7 @@ def are_drop_fractions(v: tuple) -> bool:
 FRACTION = ('0 to 1', lambda v: 0 <= v <= 1)
 
 FIELDS: dict[str, Field] = {
-    'procedure': Field('jointrd', *one_of(*PROCEDURES), 'what to train, and how (README has the table)'),
+    'procedure': Field('jointrd', *one_of(*PROCEDURES), 'what to train, and how (table: docs/method.md, Procedures)'),
     'seed': Field(0, *at_least(0), 'of initialisation, shuffling and augmentation'),
     'epochs': Field(60, *at_least(1, 10**6), 'length of the run'),
     'batch_size': Field(32, *at_least(1, MAX_BATCH), 'images per step over all devices and hosts'),
@@ -149,7 +149,7 @@ FIELDS: dict[str, Field] = {
         'a 1x1 convolution and the identity beside each (RepVGG)',
     ),
     'model.activation': Field(
-        'relu', *one_of(*ACTIVATIONS[:-1], 'tailored', 'annealed'),
+        'relu', *one_of(*ACTIVATIONS, 'tailored'),
         "of the student's blocks; leaky: model.slope below 0; prelu: learnt per channel; tailored: leaky, its slope by "
         "Zhang et al.'s rule for the depth; annealed: leaky whose slope falls to 0 in training",
     ),

@@ -84,6 +84,33 @@ def test_workdir_of_another_config_is_refused(teacher_run):
         loop.run(tiny_config(procedure='resnet', seed=5), teacher_run)
 
 
+def test_resume_equals_an_undisturbed_run(tmp_path, quiet):
+    """Stopped in the middle of an epoch, with a checkpoint there, and started again."""
+    config = tiny_config(procedure='plain', checkpoint__every_steps=15)
+    whole = loop.run(config, tmp_path / 'whole', quiet)
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(type(quiet)):
+        def step(self, step):
+            if step == 52:
+                raise Stop
+
+    with pytest.raises(Stop):
+        loop.run(config, tmp_path / 'parts', Stopping('test'))
+    parts = loop.run(config, tmp_path / 'parts', quiet)
+    assert 'continuing from step 45' in quiet.lines
+    assert parts.student_digest == whole.student_digest
+
+    def timeless(path):
+        return [
+            {k: v for k, v in line.items() if k not in ('images_per_second', 'input_late')} for line in metrics(path)
+        ]
+
+    assert timeless(tmp_path / 'parts') == timeless(tmp_path / 'whole')
+
+
 def test_restore_starts_from_another_runs_weights(teacher_run, tmp_path, quiet):
     config = tiny_config(procedure='resnet', restore=str(teacher_run), optimizer__learning_rate=1e-9, epochs=1)
     summary = loop.run(config, tmp_path / 'run', quiet)
