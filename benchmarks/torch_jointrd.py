@@ -2,6 +2,8 @@
 
     python benchmarks/torch_jointrd.py [--shapes=18:32:32,50:224:256] [--procedures=plain,jointrd] [--out=FILE]
 
+Each row says which share of the machine's matrix product it reaches: XLA's count of our step's FLOPs over its time.
+
 Two PyTorch forms, both this file's own code: `eager`, float32 as a plain training script runs it, and `best`,
 torch.compile, channels_last and on a GPU bfloat16 autocast with CUDA graphs. Options are those of
 `python -m jointrd_jax.benchmark`; a GPU needs XLA_PYTHON_CLIENT_PREALLOCATE=false, so that both find memory.
@@ -18,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 import jax
+import jax.numpy as jnp
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -192,25 +195,28 @@ def main(argv: list[str]) -> None:
     settings = benchmark.Settings(given.width, given.dtype, given.distill_weight, given.remat)
     shapes = given.shapes or benchmark.default_shapes()
     mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
-    rows = []
+    rows, peak = [], {}
     for shape in shapes.split(','):
         for task in benchmark.synthetic_tasks(shape, given.procedures, settings):
+            peak = peak or benchmark.machine_peak(jnp.dtype(task.dtype))
             steppers = [benchmark.Stepper(task, mesh), *(Stepper(task, form) for form in FORMS)]
             steppers[0].row['form'] = 'ours'
+            flops = steppers[0].row['flops']
             for _, stepper in itertools.product(range(given.rounds), steppers):
                 stepper.round()
             for stepper in steppers:
-                pairs = zip(steppers[0].seconds, stepper.seconds)
+                pairs, seconds = zip(steppers[0].seconds, stepper.seconds), statistics.median(stepper.seconds)
                 rows.append({
                     **stepper.row,
-                    'step_ms': round(1e3 * statistics.median(stepper.seconds), 3),
-                    'images_per_second': round(task.batch_size / statistics.median(stepper.seconds), 1),
+                    'step_ms': round(1e3 * seconds, 3),
+                    'images_per_second': round(task.batch_size / seconds, 1),
+                    'share_of_peak': round(flops / seconds / peak['flops_per_second'], 3),
                     'time_to_ours': round(statistics.median(theirs / own for own, theirs in pairs), 3),
                 })  # fmt: skip
                 print({k: rows[-1].get(k) for k in ('shape', 'procedure', 'form', 'compile_seconds', 'step_ms',
-                                                    'images_per_second', 'time_to_ours')}, flush=True)  # fmt: skip
+                                                    'images_per_second', 'share_of_peak', 'time_to_ours')}, flush=True)  # fmt: skip
     versions = {'jax': jax.__version__, 'torch': torch.__version__}
-    result = {'device': jax.devices()[0].device_kind, 'versions': versions, 'rows': rows}
+    result = {'device': jax.devices()[0].device_kind, 'versions': versions, 'peak': peak, 'rows': rows}
     if given.out:
         files.write_json(Path(given.out), result)
 
