@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import gc
 import logging
 import math
 import os
@@ -349,5 +350,8 @@ class Streaming(Dataset):
     def close(self) -> None:
         while self.running:
             self.running.pop().close()
+        # A finished iterator of Grain's keeps its last chunks in a cycle of references: left to the end of the process,
+        # their shared memory would be reported as leaked.
+        gc.collect()
         if self.bad:
             logger.warning('%s: %d bad images skipped', self.name, len(self.bad))

@@ -1,7 +1,10 @@
+import gc
 import itertools
 import os
 import re
 import signal
+import time
+from multiprocessing import shared_memory
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +92,21 @@ def test_evaluation_counts_every_image_once(imagenet):
         labels = np.concatenate([batch['label'] for batch in batches])
         assert mask.tolist() == [True] * 6 + [False] * 2
         assert labels[mask].tolist() == [label for _, label in real_data.images('imagenet')[14:]]
+
+
+def test_an_evaluation_to_the_end_leaves_nothing_in_shared_memory(imagenet):
+    dataset = load(imagenet, eval_batch_size=4, workers=2)
+    gc.disable()  # so that nothing but `close` can free what Grain keeps in a cycle of references
+    try:
+        assert sum(batch['mask'].sum() for batch in dataset.eval_batches()) == 6
+        dataset.close()
+        for _ in range(100):  # Grain unlinks it in a thread
+            if not (left := sum(isinstance(one, shared_memory.SharedMemory) for one in gc.get_objects())):
+                break
+            time.sleep(0.1)
+    finally:
+        gc.enable()
+    assert left == 0
 
 
 @pytest.mark.parametrize('hosts', [2, 4])
