@@ -31,6 +31,7 @@ from jointrd_jax.system import files
 
 FORMS = ('eager', 'best')
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'feature_kd')  # whose work is written here
+SHOWN = 'shape', 'procedure', 'form', 'compile_seconds', 'step_ms', 'images_per_second', 'share_of_peak', 'time_to_ours'
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
@@ -213,8 +214,7 @@ def main(argv: list[str]) -> None:
                     'share_of_peak': round(flops / seconds / peak['flops_per_second'], 3),
                     'time_to_ours': round(statistics.median(theirs / own for own, theirs in pairs), 3),
                 })  # fmt: skip
-                print({k: rows[-1].get(k) for k in ('shape', 'procedure', 'form', 'compile_seconds', 'step_ms',
-                                                    'images_per_second', 'share_of_peak', 'time_to_ours')}, flush=True)  # fmt: skip
+                print({k: rows[-1].get(k) for k in SHOWN}, flush=True)
     versions = {'jax': jax.__version__, 'torch': torch.__version__}
     result = {'device': jax.devices()[0].device_kind, 'versions': versions, 'peak': peak, 'rows': rows}
     if given.out:

@@ -182,6 +182,15 @@ def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
     return train_step, state, (frozen, device_arrays, batch)
 
 
+def flops_on_cpu(task: Task) -> float | None:
+    """FLOPs of a call of a task's program as lowered for a CPU; None where XLA does not count them."""
+    cpu = jax.devices('cpu')[:1]
+    with jax.default_device(cpu[0]):
+        function, state, arguments = program(task, step_lib.make_mesh(cpu))
+        lowered = function.lower(*([] if state is None else [state]), *arguments)
+    return first(lowered.cost_analysis()).get('flops')
+
+
 class Stepper:
     """A compiled step with its state, and what the compiler says of it."""
 
@@ -203,7 +212,8 @@ class Stepper:
             'memory_bytes': memory(self.compiled),
         }
         if task.steps == 1:  # of a loop XLA counts the body once
-            self.row['flops'] = first(lowered.cost_analysis()).get('flops')  # before convolutions are library calls
+            # Before convolutions are library calls; XLA for GPUs does not count then, so the CPU's does.
+            self.row['flops'] = first(lowered.cost_analysis()).get('flops') or flops_on_cpu(task)
             self.row['bytes'] = first(self.compiled.cost_analysis()).get('bytes accessed')
         self.steps_a_call = task.steps
         self(2 * task.steps)

@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 
+import jax
+
+from jointrd_jax import benchmark
+from jointrd_jax.train import step as step_lib
 from tests.support.configs import QUICK_FLAGS, ROOT
 
 SMALL = ['--shapes=18:32:4', '--width=4', '--rounds=2']
@@ -36,6 +40,12 @@ def test_it_needs_nothing_but_jax_and_the_step(tmp_path):
     assert abs(jointrd['cifar_minutes'] - 200 * images / 60) < 0.1
     assert all(row['step_ms'] > 0 and 0 < row['share_of_peak'] for row in result['rows'])
     assert result['peak']['flops_per_second'] > 0 and 'jointrd' in done.stdout
+
+
+def test_flops_are_counted_for_a_device_whose_compiler_does_not_count():
+    task = benchmark.synthetic_tasks('18:32:4', ['plain'], benchmark.Settings(width=4))[0]
+    stepper = benchmark.Stepper(task, step_lib.make_mesh(jax.devices()[:1]))
+    assert benchmark.flops_on_cpu(task) == stepper.row['flops'] > 1e6
 
 
 def test_a_config_on_its_own_data(tmp_path):

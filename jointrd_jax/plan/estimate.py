@@ -19,7 +19,10 @@ KNOWN, BOUND, GUESS = 'known', 'bound', 'guess'
 FULL_EFFORT = 1.3  # a full-effort TPU program's cycles over the least time of the quick one: 1.24 to 1.34 were seen
 FEW_IMAGES = 16  # per chip: below, BatchNorm's own statistics are too rough
 BATCHES_IN_FLIGHT = 3  # on the device at a time: the one of the step, and those that wait
-BF16_PRODUCTS = 'highest'
+PRODUCTS = {
+    'tpu': ('a TPU', 'bfloat16', ', about six times slower'),
+    'cuda': ('an NVIDIA GPU', 'TF32', ''),
+}  # of float32
 
 
 def least_seconds(program: dict[str, Any], target: Target) -> float:
@@ -139,10 +142,11 @@ def warnings(
             f'BatchNorm sees {per_chip} images on each chip, fewer than {FEW_IMAGES}: set config.batch_norm=global, '
             'a larger config.batch_size, or take fewer chips'
         )
-    if config.dtype == 'float32' and target.chip.platform == 'tpu':
+    if config.dtype == 'float32':
+        chip, products, slower = PRODUCTS[target.chip.platform]
         found.append(
-            'config.dtype=float32, but a TPU multiplies in bfloat16 by default: '
-            f'JAX_DEFAULT_MATMUL_PRECISION={BF16_PRODUCTS} makes it float32, about six times slower'
+            f'config.dtype=float32, but {chip} multiplies in {products} by default: '
+            f'JAX_DEFAULT_MATMUL_PRECISION=highest makes it float32{slower}'
         )
     if about['decoded_per_core']:
         needed = figures['images/s, at most'][0] / about['hosts']

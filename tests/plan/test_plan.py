@@ -128,6 +128,15 @@ def test_a_largest_batch_that_the_data_end_is_marked(planned):
         assert str(figure).startswith(str(shown))
 
 
+@pytest.mark.parametrize(('topology', 'products'), [('v5e:2x2', 'a TPU multiplies in bfloat16'), ('h100x8', 'in TF32')])
+def test_float32_that_is_not_quite_is_said(topology, products):
+    config, nothing = shipped_config('digits'), {'decoded_per_core': 0}
+    said = [text for text in estimate.warnings(config, chips.parse(topology), nothing, {}) if 'dtype=float32' in text]
+    assert len(said) == 1 and products in said[0] and 'JAX_DEFAULT_MATMUL_PRECISION=highest' in said[0]
+    config.dtype = 'bfloat16'
+    assert not any('float32' in text for text in estimate.warnings(config, chips.parse(topology), nothing, {}))
+
+
 def test_topologies():
     assert chips.parse('v4:2x2x2').count == 8 and chips.parse('h100x16').layout == '1x2x8'
     for text in ('h100x0', 'h100x12', 'h100', 'v5e:0x4', 'v5e:99x99', ''):
