@@ -1,5 +1,7 @@
 """Strict settings for every test: four CPU devices, rank promotion raises (warnings: see pyproject).
 
+With JOINTRD_TEST_PLATFORM=cuda the golden tests run on a GPU; others ask for four devices.
+
 Arrays have the shapes that the annotations in method/ say, or the call is an error.
 """
 
@@ -20,12 +22,16 @@ with jaxtyping.install_import_hook(CHECKED, 'tests.support.shapes.checked'):
     from jointrd_jax.system import runtime
     from tests.support.configs import QUICK_FLAGS, QuietReporter, tiny_config
 
-os.environ['XLA_FLAGS'] = f'{QUICK_FLAGS} --xla_force_host_platform_device_count=4'
-os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-jax.config.update('jax_disable_most_optimizations', True)
-os.environ['JAX_PLATFORMS'] = 'cpu'
+PLATFORM = os.environ.get('JOINTRD_TEST_PLATFORM', 'cpu')
+if PLATFORM == 'cpu':
+    os.environ['XLA_FLAGS'] = f'{QUICK_FLAGS} --xla_force_host_platform_device_count=4'
+    os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+    jax.config.update('jax_disable_most_optimizations', True)
+else:
+    jax.config.update('jax_default_matmul_precision', 'highest')  # float32 is TF32 on a GPU by default
+os.environ['JAX_PLATFORMS'] = PLATFORM
+jax.config.update('jax_platforms', PLATFORM)
 os.environ['WANDB_MODE'] = 'offline'  # nobody is logged in here
-jax.config.update('jax_platforms', 'cpu')
 # One compilation cache for a whole run, also for the processes that tests start: small programs too, whose compilation
 # would be most of the time.
 os.environ.setdefault('JOINTRD_CACHE_DIR', tempfile.mkdtemp(prefix='jointrd-test-cache-'))
