@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
+from jointrd_jax.config import TRAINS_RESNET
 from jointrd_jax.errors import NotFinite
 from jointrd_jax.runs import run_directory
 from jointrd_jax.runs.checkpoint import Checkpoints
@@ -47,7 +49,7 @@ def roll_back(job: Job, checkpoints: Checkpoints, position: Position, error: Div
     checkpoints.wait()
     before = position.history.rollbacks
     if job.config.nan.action == 'stop' or len(before) >= job.config.nan.rollbacks:
-        raise give_up(job.workdir, checkpoints, error, len(before)) from None
+        raise give_up(job, checkpoints, error, len(before)) from None
     seconds = position.seconds()
     position = resume.begin(job, checkpoints, only_scheduled=True)
     to = position.saved_step or 0
@@ -59,16 +61,26 @@ def roll_back(job: Job, checkpoints: Checkpoints, position: Position, error: Div
     return position
 
 
-def give_up(workdir: Path, checkpoints: Checkpoints, error: Diverged, rollbacks: int) -> NotFinite:
+def give_up(job: Job, checkpoints: Checkpoints, error: Diverged, rollbacks: int) -> NotFinite:
     """The error that ends the run; not_finite.json says the same to other programs."""
     if distributed.is_first():
-        files.write_json(workdir / run_directory.NOT_FINITE, error.fault)
+        files.write_json(job.workdir / run_directory.NOT_FINITE, error.fault)
     again = f' after {rollbacks} rollbacks' if rollbacks else ''
     kept: Any = checkpoints.steps()
     last_good = f'the last good checkpoint, of step {kept[0]}, is kept' if kept else 'there is no checkpoint yet'
-    return NotFinite(
-        f'{error}{again}; {last_good} in {workdir}; '
-        'lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
+    return NotFinite(f'{error}{again}; {last_good} in {job.workdir}; {advice(job.config)}')
+
+
+def advice(config: ml_collections.ConfigDict) -> str:
+    """What to change after a loss that is not finite, in a few words."""
+    lower = 'lower config.optimizer.learning_rate'
+    if not config.optimizer.clip_norm:
+        return f'{lower} or set config.optimizer.clip_norm'
+    if config.procedure in TRAINS_RESNET or (config.model.reparam == 'dirac' and config.model.activation == 'prelu'):
+        return lower
+    return (  # clipped gradients do not explode: the network is too deep for float32
+        f'{lower}, or help a deep student by config.model.reparam=dirac, config.model.activation=prelu and '
+        'config.model.slope=0.95'
     )
 
 

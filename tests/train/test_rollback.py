@@ -11,7 +11,7 @@ from jointrd_jax import errors
 from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.system import files
-from jointrd_jax.train import loop, step as step_lib
+from jointrd_jax.train import loop, rollback, step as step_lib
 from tests.support.faults import outcome, run_with_stops, small_config
 
 # Far too high; some rollbacks of a factor of 1000 bring it into reach.
@@ -34,6 +34,21 @@ def test_stop_names_step_and_term_and_keeps_the_checkpoints(tmp_path, quiet):
     for step in Checkpoints(tmp_path).steps():  # whatever was saved is good
         restored = run_directory.load(tmp_path)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.variables)), step
+
+
+@pytest.mark.parametrize(
+    ('fields', 'advised'),
+    [
+        ({}, 'lower config.optimizer.learning_rate or set config.optimizer.clip_norm'),
+        ({'optimizer__clip_norm': 1.0}, 'lower config.optimizer.learning_rate, or help a deep student by config.model'),
+        ({'optimizer__clip_norm': 1.0, 'procedure': 'resnet'}, 'lower config.optimizer.learning_rate'),
+    ],
+)
+def test_what_is_done_already_is_not_advised(fields, advised):
+    said = rollback.advice(small_config(**fields))
+    assert (
+        said.startswith(advised) and ('clip_norm' in said) == (not fields) and ('deep' in said) == ('deep' in advised)
+    )
 
 
 def test_the_term_at_fault_is_named(tmp_path, quiet):
