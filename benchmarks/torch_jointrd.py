@@ -211,7 +211,7 @@ def main(argv: list[str]) -> None:
                     **stepper.row,
                     'step_ms': round(1e3 * seconds, 3),
                     'images_per_second': round(task.batch_size / seconds, 1),
-                    'share_of_peak': round(flops / seconds / peak['flops_per_second'], 3),
+                    'share_of_peak': round(flops / seconds / peak['flops_per_second'], 3) if flops else None,
                     'time_to_ours': round(statistics.median(theirs / own for own, theirs in pairs), 3),
                 })  # fmt: skip
                 print({k: rows[-1].get(k) for k in SHOWN}, flush=True)

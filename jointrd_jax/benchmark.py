@@ -183,8 +183,11 @@ def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
 
 
 def flops_on_cpu(task: Task) -> float | None:
-    """FLOPs of a call of a task's program as lowered for a CPU; None where XLA does not count them."""
-    cpu = jax.devices('cpu')[:1]
+    """FLOPs of a call of a task's program as lowered for a CPU; None where JAX_PLATFORMS names none."""
+    try:
+        cpu = jax.devices('cpu')[:1]
+    except RuntimeError:
+        return None
     with jax.default_device(cpu[0]):
         function, state, arguments = program(task, step_lib.make_mesh(cpu))
         lowered = function.lower(*([] if state is None else [state]), *arguments)
