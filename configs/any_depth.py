@@ -5,8 +5,9 @@ Command   jointrd train --config any_depth --workdir runs/deep66 --config.model.
               --config.mix.num_taps=7
           jointrd compare --config any_depth --workdir runs/any_depth --procedures resnet,plain+dirac,jointrd+dirac
           and from 66 layers on, without a teacher:
-          jointrd train --config any_depth --workdir runs/deep258 --config.model.stage_sizes=32,32,32,32 \\
-              --config.procedure=plain --config.model.reparam=dirac --config.model.activation=prelu --config.model.slope=0.95
+          jointrd train --config any_depth --workdir runs/deep258 --config.procedure=plain \\
+              --config.model.stage_sizes=32,32,32,32 --config.model.reparam=dirac --config.model.activation=prelu \\
+              --config.model.slope=0.95
 Hardware  two CPU cores; docs/experiments.md has what was measured
 """
 
