@@ -19,10 +19,10 @@ KNOWN, BOUND, GUESS = 'known', 'bound', 'guess'
 FULL_EFFORT = 1.3  # a full-effort TPU program's cycles over the least time of the quick one: 1.24 to 1.34 were seen
 FEW_IMAGES = 16  # per chip: below, BatchNorm's own statistics are too rough
 BATCHES_IN_FLIGHT = 3  # on the device at a time: the one of the step, and those that wait
-PRODUCTS = {
+FLOAT32_PRODUCTS = {  # what is multiplied by default where float32 is asked for, and what real float32 costs
     'tpu': ('a TPU', 'bfloat16', ', about six times slower'),
     'cuda': ('an NVIDIA GPU', 'TF32', ''),
-}  # of float32
+}
 
 
 def least_seconds(program: dict[str, Any], target: Target) -> float:
@@ -143,7 +143,7 @@ def warnings(
             'a larger config.batch_size, or take fewer chips'
         )
     if config.dtype == 'float32':
-        chip, products, slower = PRODUCTS[target.chip.platform]
+        chip, products, slower = FLOAT32_PRODUCTS[target.chip.platform]
         found.append(
             f'config.dtype=float32, but {chip} multiplies in {products} by default: '
             f'JAX_DEFAULT_MATMUL_PRECISION=highest makes it float32{slower}'
