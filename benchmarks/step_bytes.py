@@ -79,21 +79,31 @@ def by_kind(text: str) -> list[tuple[float, int, str]]:
 
 
 def all_reduces(text: str) -> str:
-    """Where the all-reduces of a scheduled text lie among its operations, and how far apart their start and end."""
+    """Where the all-reduces of a scheduled text lie among its operations, and how far apart their start and end.
+
+    A TPU's compiler may give one to the fusions of other work ("async-collective-start" to "-done"), which it runs in.
+    """
     entry = [line for line in text[text.rfind('\nENTRY') :].splitlines() if compiled.INSTRUCTION.match(line)]
     started, lines = {}, []
     for at, line in enumerate(entry):
         (one,) = compiled.instructions(line)
-        if one.opcode in ('all-reduce', 'all-reduce-start', 'async-start') and 'all-reduce' in line:
-            lines.append(f'{one.opcode} {one.bytes / 1e6:.1f} MB at {at}/{len(entry)}')
+        number = one.name.removeprefix('async-collective-start').removeprefix('async-collective-done')
+        if number == one.name and one.opcode == 'all-reduce':
+            lines.append(f'all-reduce {one.bytes / 1e6:.1f} MB at {at}/{len(entry)}, nothing beside it')
+        elif one.opcode in ('all-reduce-start', 'async-start') and 'all-reduce' in line:
             started[one.name] = at
-        elif one.opcode in ('all-reduce-done', 'async-done') and one.operands[0] in started:
-            lines.append(f'  done {at - started[one.operands[0]]} operations later')
+        elif one.name.startswith('async-collective-start'):
+            started[number] = at
+        elif begun := started.get(number if number != one.name else (one.operands or ('',))[0]):
+            if one.opcode in ('all-reduce-done', 'async-done') or number != one.name:
+                lines.append(f'all-reduce {one.bytes / 1e6:.1f} MB from {begun} to {at}/{len(entry)}')
     return '\n'.join(lines)
 
 
 def main(_: list[str]) -> None:
     chosen: dict[str, Any] = dict(option.split('=', 1) for option in COMPILER_OPTIONS.value)
+    if KEEP.value:
+        Path(KEEP.value).mkdir(parents=True, exist_ok=True)
     print('procedure | topology | GB | least GB | MB of temporaries | ms at least | TFLOP compiled')
     for topology in TOPOLOGY.value:
         target = chips.parse(topology)

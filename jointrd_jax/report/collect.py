@@ -28,9 +28,9 @@ USED_BY = {
     'distill.alpha': ('logit_kd', 'resnet_kd'),
     'distill.temperature': ('logit_kd', 'resnet_kd'),
 }
-IN_NAME = ('model.reparam', 'model.activation')  # of a student: 'jointrd+dirac'
+IN_NAME = ('model.reparam', 'model.activation', 'model.init')  # of a student: 'jointrd+dirac'
 # Fields of the student that a ResNet does not use.
-OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.anneal_fraction', 'model.hidden', 'model.init')
+OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.anneal_fraction', 'model.hidden')
 EXPORT = 'export.json'
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 

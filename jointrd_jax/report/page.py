@@ -173,7 +173,7 @@ def headline(variants: list[Variant]) -> str:
     config = joint[0].config
     same = ('dataset.name', 'model.depth', 'model.stage_sizes', 'model.block', 'model.width', 'epochs')
     resnet = best(variants, 'resnet', like={name: config[name] for name in same})
-    same += ('model.shortcuts', 'model.reparam', 'model.activation')
+    same += ('model.shortcuts', *collect.IN_NAME)
     plain = best(variants, 'plain', like={name: config[name] for name in same})
     text = f'A {network_in_words(config)} reaches {joint[1]} top-1 by JointRD ({joint[0].name})'
     if plain:
