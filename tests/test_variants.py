@@ -90,6 +90,12 @@ def test_the_name_of_a_procedure_says_how_its_student_is_made(tmp_path):
     assert [job.config.model.reparam for job in jobs] == ['none', 'dirac', 'dirac', 'dirac']
     (job,) = compare.plan(recipe, tmp_path, [0], ('plain+branches+prelu',))
     assert (job.config.model.reparam, job.config.model.activation) == ('branches', 'prelu')
+    jobs = compare.plan(recipe, tmp_path, [0], ('resnet', 'plain', 'plain+identity+prelu'))
+    assert [job.config.model.init for job in jobs] == ['random', 'random', 'identity']
+    recipe.model.init = 'identity'
+    with pytest.raises(UserError, match=r'init=identity, but plain is compared without it: name plain\+identity'):
+        compare.plan(recipe, tmp_path, [0], ('plain',))
+    recipe.model.init = 'random'
     for name, message in (('plain+dirac+branches', 'exclude each other'), ('plain+swish', 'tailored')):
         with pytest.raises(UserError, match=message):
             compare.plan(recipe, tmp_path, [0], (name,))

@@ -132,6 +132,34 @@ def test_dirac_with_beta_zero_is_identity():
     np.testing.assert_array_equal(y[..., 4:], 0)
 
 
+def test_a_start_near_the_identity_passes_a_map_on():
+    plain = networks.Network((4, 1), shortcuts='none', activation='leaky', slope=0.95, **SMALL)
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    fresh = plain.init(jax.random.key(1), images)
+    near = {**fresh, 'params': plain.near_identity(fresh['params'])}
+
+    def cosine(variables):
+        entering = plain.apply(variables, images, method='run_stem')
+        leaving = plain.apply(variables, entering, 0, 4, method='run_blocks')
+        return float((entering * leaving).sum() / jnp.linalg.norm(entering) / jnp.linalg.norm(leaving))
+
+    assert cosine(near) > 0.8 > 0.5 > abs(cosine(fresh))
+
+
+def test_a_start_near_the_identity_changes_the_kernels_of_blocks_alone():
+    network = networks.Network((1, 1), True, shortcuts='projection', groups=2, **SMALL)
+    fresh = network.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))['params']
+    near = network.near_identity(fresh)
+    before, after = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (fresh, near))
+    for path, kernel in before.items():
+        names = [key.key for key in path]
+        if names[0].startswith('stage') and names[-1] == 'kernel':
+            delta = layers.dirac_delta(kernel.shape, 2 if names[1] == 'conv2' else 1)
+            np.testing.assert_allclose(after[path], delta + 0.1 * kernel, rtol=1e-6)
+        else:
+            assert after[path] is kernel
+
+
 @pytest.mark.parametrize('size', [1, 3, 7])
 @pytest.mark.parametrize('height, width', [(1, 1), (2, 2), (2, 1), (1, 4)])
 @pytest.mark.parametrize('stride', [1, 2])

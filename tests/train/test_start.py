@@ -33,6 +33,27 @@ def test_a_student_starts_with_its_teachers_weights_where_it_has_the_same(teache
     assert 'act1' in params['stage1_block1'] and 'shortcut_conv' not in params['stage2_block1']
 
 
+@pytest.mark.parametrize('procedure', ['plain', 'resnet'])
+def test_a_student_starts_near_the_identity_and_a_resnet_as_ever(procedure, tmp_path, quiet):
+    config = small_config(procedure, epochs=1, batch_size=512, model__init='identity', optimizer__learning_rate=1e-30)
+    loop.run(config, tmp_path / 'run', quiet)
+    run = run_directory.load(tmp_path / 'run')
+    centre = np.diagonal(run.variables['params']['stage1_block1']['conv2']['kernel'][1, 1])
+    assert (abs(centre - 1).max() < 0.5) == (procedure == 'plain'), centre
+
+
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        (dict(restore='somewhere'), 'exclude each other'),
+        (dict(model__reparam='dirac'), 'two ways to start near the identity'),
+    ],
+)
+def test_two_starts_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(small_config('plain', model__init='identity', **wrong))
+
+
 @pytest.mark.parametrize('procedure, restore', [('plain', ''), ('jointrd_scratch', ''), ('jointrd', 'somewhere')])
 def test_where_there_is_no_teacher_to_start_from_is_refused(procedure, restore):
     with pytest.raises(UserError, match=r'config\.model\.init=teacher'):
