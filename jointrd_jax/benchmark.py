@@ -26,6 +26,7 @@ from jointrd_jax.errors import UserError, choice_error, whole_number
 from jointrd_jax.method import joint
 from jointrd_jax.method.joint import Method, TeacherView
 from jointrd_jax.method.networks import create
+from jointrd_jax.plan import compiled as read
 from jointrd_jax.system import buckets, files, runtime
 from jointrd_jax.train import step as step_lib
 from jointrd_jax.train.step import AXIS
@@ -191,7 +192,7 @@ def flops_on_cpu(task: Task) -> float | None:
     with jax.default_device(cpu[0]):
         function, state, arguments = program(task, step_lib.make_mesh(cpu))
         lowered = function.lower(*([] if state is None else [state]), *arguments)
-    return first(lowered.cost_analysis()).get('flops')
+    return read.cost(lowered).get('flops')
 
 
 class Stepper:
@@ -212,12 +213,12 @@ class Stepper:
             'batch_size': task.batch_size,
             'trace_seconds': round(traced - began, 2),
             'compile_seconds': round(time.perf_counter() - traced, 2),
-            'memory_bytes': memory(self.compiled),
+            'memory_bytes': read.memory(self.compiled)['all'],
         }
         if task.steps == 1:  # of a loop XLA counts the body once
             # Before convolutions are library calls; XLA for GPUs does not count then, so the CPU's does.
-            self.row['flops'] = first(lowered.cost_analysis()).get('flops') or flops_on_cpu(task)
-            self.row['bytes'] = first(self.compiled.cost_analysis()).get('bytes accessed')
+            self.row['flops'] = read.cost(lowered).get('flops') or flops_on_cpu(task)
+            self.row['bytes'] = read.cost(self.compiled).get('bytes accessed')
         self.steps_a_call = task.steps
         self(2 * task.steps)
         began = time.perf_counter()
@@ -252,21 +253,6 @@ def operations(steps: int, directory: Path) -> list[tuple[str, float, float]]:
             total[name] += event['dur'] / 1e3 / steps
             count[name] += 1 / steps
     return [(name, total[name], count[name]) for name in sorted(total, key=lambda name: -total[name])]
-
-
-def first(analysis: Any) -> dict[str, float]:
-    """XLA's cost analysis, which comes as a dict or a list of one."""
-    found = analysis[0] if isinstance(analysis, (list, tuple)) and analysis else analysis
-    return dict(found or {})
-
-
-def memory(compiled: Any) -> int | None:
-    """Peak device memory of a program in bytes: its arguments, results and temporaries."""
-    try:
-        m = compiled.memory_analysis()
-        return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
-    except (AttributeError, NotImplementedError, TypeError):  # not every backend tells
-        return None
 
 
 def best_time(function: Callable, *arguments: Any, rounds: int = 7) -> float:
