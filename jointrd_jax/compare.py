@@ -66,8 +66,8 @@ def cell_config(
     """The config of the cell `name`, 'PROCEDURE', 'PROCEDURE+ROAD' or one of them and '/VARIANT'.
 
     Raises:
-      UserError: `name` has no such procedure or road, roads that exclude each other, a road for a ResNet, or lacks a
-        road that the recipe has.
+      UserError: `name` has an unknown procedure or road, roads that exclude each other or a road for a ResNet, or lacks
+        a road that the recipe has.
     """
     name, _, variant = name.partition('/')
     procedure, *roads = name.split('+')
@@ -147,7 +147,7 @@ def plan(
     """All runs in the order in which they are trained, each seed's (and fold's) teacher first.
 
     Raises:
-      UserError: a run could not be trained (none is, then); the message begins with its cell.
+      UserError: a run could not be trained; raised before any is trained, the message begins with its cell.
     """
     if not seeds or not procedures or len(set(seeds)) < len(seeds) or len(set(procedures)) < len(procedures):
         raise UserError('give at least one seed and one procedure, each once')
@@ -247,7 +247,7 @@ def train(jobs: Sequence[Job], workdir: Path, reporter: Reporter) -> dict[str, l
     """Train, continue or reuse each run, and return the summaries of every cell.
 
     Raises:
-      NotFinite: in a run that is the teacher of others; that of any other run is noted in its summary.
+      NotFinite: a loss of a run that is the teacher of others; one of any other run is noted in its summary.
     """
     teachers = {job.config.teacher.path for job in jobs}
     summaries: dict[str, list[dict[str, Any]]] = {}

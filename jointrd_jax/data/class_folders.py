@@ -137,8 +137,8 @@ def two_trees(train: Tree, evaluation: Tree, choice: str) -> tuple[str, ...]:
     """The classes of a folder with splits: those of `train`.
 
     Args:
-      choice: config.dataset.classes; 'equal': `evaluation` must have images of the same; 'train': classes that it
-        lacks are not evaluated on, others that it has are passed over.
+      choice: config.dataset.classes; 'equal': `evaluation` must have images of the same classes; 'train': classes
+        that it lacks are not evaluated on, others that it has are passed over.
 
     Raises:
       UserError: they differ; all the differences are named.

@@ -128,7 +128,7 @@ def notes(root: Path, splits: layout.Splits, trees: list[Tree], classes: tuple[s
 
 
 def identity(*folders: Folder) -> str:
-    """What a folder is called in results: the same wherever it lies, another once a file is added, gone or renamed."""
+    """The name of a folder in results: the same wherever it lies, another if a file is added, removed or renamed."""
     digest = hashlib.sha256()
     for folder in folders:
         digest.update(repr((folder.classes, folder.paths.dtype, len(folder))).encode())

@@ -104,8 +104,8 @@ class Disk:
 class Bucket:
     """STEP/* in a bucket, written on the local disk first and sent with the seal as the last object.
 
-    Objects without a seal do not count as a checkpoint: it is being sent, being deleted (the seal goes first), or was
-    given up. To be read, a checkpoint is fetched to the local disk and checked against its seal there.
+    A checkpoint without its seal does not count: it is being sent, being deleted (the seal goes first), or was given
+    up. To be read, a checkpoint is fetched to the local disk and checked against its seal there.
     """
 
     def __init__(self, directory: Path):
