@@ -1,4 +1,4 @@
-"""Small feature maps on the CPU backend: XLA's convolution against one matrix product (`models.convolve`).
+"""Small feature maps on the CPU backend: XLA's convolution against one matrix product (`layers.convolve`).
 
     python benchmarks/convolution.py
 
@@ -42,7 +42,7 @@ def loss(as_matrix: bool):
 
 
 def seconds(function, calls: int, *arguments) -> float:
-    """Of one call."""
+    """Seconds of one call."""
     began = time.perf_counter()
     for _ in range(calls):
         jax.block_until_ready(function(*arguments))

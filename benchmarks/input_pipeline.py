@@ -8,9 +8,9 @@ parsing, decoding, random-resized crop, batches in this process). tf.data: TFRec
 (sample_distorted_bounding_box, decode_and_crop_jpeg, bilinear resize), uint8 batches. CPU time is that of this
 process and the worker. Runs alternate; medians are compared.
 
---feed: batches are made, put on the device (`shard_batches`) and taken by steps, as a run does. A step's computation is
-stood in for by a wait of as long as making a batch takes here, or of half of that, by a thread that takes the steps in
-turn, as an accelerator does; a step has waited for input if that thread had none left when its batch came.
+--feed: batches are made, put on the device (`shard_batches`) and taken by steps, as a run does. In place of
+a step's computation, a thread that takes the steps in turn, as an accelerator does, waits as long as making a batch
+takes here, or half as long. A step counts as having waited for input if that thread had none left when its batch came.
 """
 
 import collections
@@ -47,7 +47,7 @@ def photographs() -> list[dict]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and its children."""
+    """CPU-seconds of this process and its children."""
     processes = [psutil.Process(), *psutil.Process().children()]
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
@@ -63,7 +63,7 @@ def rate(batches) -> float:
 
 
 def ours(root: Path) -> tuple[float, float]:
-    """(images per CPU-second, memory of the worker in MB: what it holds alone)."""
+    """(images per CPU-second, memory in MB that the worker shares with no other process)."""
     from jointrd_jax import data
 
     config = real_data.config(

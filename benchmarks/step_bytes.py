@@ -39,7 +39,7 @@ KEEP = flags.DEFINE_string('keep', '', "A directory for the compiled programs' t
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Those of a jaxpr and of all that it calls."""
+    """The equations of a jaxpr and of all that it calls."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
@@ -79,9 +79,9 @@ def by_kind(text: str) -> list[tuple[float, int, str]]:
 
 
 def all_reduces(text: str) -> str:
-    """Where the all-reduces of a scheduled text lie among its operations, and how far apart their start and end.
+    """Where the all-reduces of a scheduled text lie among its operations, and how far apart they start and end.
 
-    A TPU's compiler may give one to the fusions of other work ("async-collective-start" to "-done"), which it runs in.
+    A TPU's compiler may run one inside the fusions of other work ("async-collective-start" to "-done").
     """
     entry = [line for line in text[text.rfind('\nENTRY') :].splitlines() if compiled.INSTRUCTION.match(line)]
     started, lines = {}, []

@@ -40,7 +40,7 @@ def conv_bn(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """ReLU, convolutions, optional shortcut, as `models.Block`."""
+    """ReLU, convolutions, optional shortcut, as `networks.Block`."""
 
     def __init__(self, inputs: int, channels: int, stride: int, bottleneck: bool, residual: bool):
         super().__init__()

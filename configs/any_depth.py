@@ -21,5 +21,5 @@ def get_config():
     # number, as the authors do it, the loss that trains the student's last blocks would fade with every tap.
     config.mix.average_paths = False
     config.mix.mean_of_paths = True
-    config.optimizer.clip_norm = 1.0  # the first gradients of a deep plain network are long (docs/experiments.md)
+    config.optimizer.clip_norm = 1.0  # the first gradients of a deep plain network are large (docs/experiments.md)
     return config

@@ -3,8 +3,8 @@
 Command   python -m jointrd_jax.main --config configs/finetune.py:RUN --workdir DIR
               --config.dataset.name=caltech101 --config.dataset.data_dir=DATA
           RUN is the directory of the run to start from, or a weight file such as resnet18.pth; its network is taken
-          over. Any dataset will do:
-          a prepared TFDS set, or --config.dataset.name=folder (MIT-67's indoor scenes come as such).
+          over. Any dataset will do: a prepared TFDS set, or --config.dataset.name=folder (MIT-67's indoor scenes are
+          a folder).
 Hardware  one GPU; time unmeasured
 Accuracy  unmeasured here
 """

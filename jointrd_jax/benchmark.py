@@ -41,7 +41,7 @@ BOOLEANS = {'true': True, 'false': False}
 
 
 class Settings(NamedTuple):
-    """Settings of the synthetic tasks; 0 and '' are chosen by the device."""
+    """Settings of the synthetic tasks; 0 and '' stand for what suits the device."""
 
     width: int = 0
     dtype: str = ''
@@ -72,12 +72,12 @@ class Task(NamedTuple):
 
     @property
     def variant(self) -> str:
-        """What is different from the task as it is trained by default."""
+        """How the task differs from the default one: a compiler option, or '4 steps at once'; '' if it does not."""
         return self.compiler_option or (f'{self.steps} steps at once' if self.steps > 1 else '')
 
 
 class Synthetic:
-    """Random uint8 images on the device; what the step asks of a `data.Dataset`."""
+    """Random uint8 images on the device, with those parts of a `data.Dataset` that the step uses."""
 
     def __init__(self, pixels: int, batch_size: int, num_classes: int):
         random = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def synthetic_tasks(shape: str, procedures: Sequence[str], settings: Settings = 
     """The tasks of one DEPTH:PIXELS:BATCH.
 
     Raises:
-      UserError: `shape` or a procedure is not one.
+      UserError: `shape` is not DEPTH:PIXELS:BATCH, or there is no such procedure.
     """
     try:
         depth, pixels, batch_size = map(int, shape.split(':'))
@@ -160,7 +160,7 @@ def config_tasks(config: Any, procedures: Sequence[str]) -> list[Task]:
 
 
 def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
-    """The jitted step of a task, the state that it changes (None: none) and its other arguments."""
+    """The jitted step of a task, the state that it changes (None if it changes none) and its other arguments."""
     trains_teacher, networks = task.procedure == 'jointrd_scratch', task.networks
     everywhere = step_lib.replicated(mesh)
     key, shape = jax.random.key(0), task.dataset.image_shape
@@ -184,7 +184,7 @@ def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
 
 
 def flops_on_cpu(task: Task) -> float | None:
-    """FLOPs of a call of a task's program as lowered for a CPU; None where JAX_PLATFORMS names none."""
+    """FLOPs of a call of a task's program as lowered for a CPU; None where JAX_PLATFORMS leaves out the CPU."""
     try:
         cpu = jax.devices('cpu')[:1]
     except RuntimeError:
@@ -216,7 +216,7 @@ class Stepper:
             'memory_bytes': read.memory(self.compiled)['all'],
         }
         if task.steps == 1:  # of a loop XLA counts the body once
-            # Before convolutions are library calls; XLA for GPUs does not count then, so the CPU's does.
+            # Counted before convolutions become library calls. XLA for GPUs has no count there: the CPU's is taken.
             self.row['flops'] = read.cost(lowered).get('flops') or flops_on_cpu(task)
             self.row['bytes'] = read.cost(self.compiled).get('bytes accessed')
         self.steps_a_call = task.steps
@@ -342,14 +342,14 @@ def variants(task: Task, options: Sequence[str], steps: Sequence[int]) -> list[T
 def measure(
     groups: Iterator[list[Task]], rounds: int, options: Sequence[str] = (), steps: Sequence[int] = (), trace: str = ''
 ) -> dict[str, Any]:
-    """Time the tasks of each group alternately, group by group; the figures as JSON values.
+    """Time the tasks of each group alternately, group by group, and return the figures as JSON values.
 
     Args:
       groups: tasks that are compared with one another.
       rounds: how many times they alternate.
       options: compiler options; each task is timed with each of them too (see `variants`).
       steps: numbers of steps at once; each training task is timed with each of them too.
-      trace: see the flag.
+      trace: a directory to profile a round of each task into; '': none.
     """
     mesh = step_lib.make_mesh(jax.devices()[:1])
     rows, dtype = [], jnp.dtype(jnp.float32)
@@ -413,7 +413,7 @@ def run(
       out: a file for the figures, as JSON.
 
     Raises:
-      UserError: a shape, procedure or number that is none, or a directory of `out` that is not there.
+      UserError: a shape, procedure or number is not valid, or the directory of `out` does not exist.
     """
     runtime.quieten()
     jax.config.update('jax_enable_compilation_cache', False)

@@ -92,7 +92,7 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
 
 
 def repeated_list(argv: Sequence[str]) -> str | None:
-    """The first list field that is overridden twice: ml_collections would join the two."""
+    """The first list field that is overridden twice (ml_collections would join the two), or None."""
     from jointrd_jax.config import FIELDS
 
     names = [arg.lstrip('-').split('=')[0].removeprefix('config.') for arg in argv if arg.startswith('-')]
@@ -145,7 +145,7 @@ def check_places(name: str, module: ModuleType, given: dict[str, object], argume
     """
     local = getattr(module, 'LOCAL', ())
     for key, value in [*given.items(), *(('arguments', argument) for argument in arguments)]:
-        if not isinstance(value, str) or key == 'coordinator':  # an address, which says itself what it must be
+        if not isinstance(value, str) or key == 'coordinator':  # an address: `distributed.address` checks it
             continue
         try:
             buckets.check_scheme(value)
@@ -181,7 +181,7 @@ def parse(name: str, module: ModuleType, argv: Sequence[str]) -> tuple[flags.Fla
     sys.argv = [sys.argv[0], *argv]  # where ml_collections looks for overrides of the config
     try:
         rest = values(sys.argv)[1:]
-        if 'config' in values:  # a file that could not be loaded says so when it is first used
+        if 'config' in values:  # a file that could not be loaded raises when it is first used
             hasattr(values['config'].value, 'procedure')
     except UserError as error:
         fail(error)

@@ -24,7 +24,7 @@ from jointrd_jax.system import files
 from jointrd_jax.train import loop, preflight
 from jointrd_jax.train.progress import Reporter
 
-ROADS = {  # 'PROCEDURE+ROAD': how the student is made, else than by its recipe
+ROADS = {  # 'PROCEDURE+ROAD': the fields that say how the student is made
     **{name: {'model.reparam': name} for name in REPARAMS if name != 'none'},
     **{name: {'model.activation': name} for name in (*ACTIVATIONS, 'tailored') if name != 'relu'},
     'identity': {'model.init': 'identity'},
@@ -40,7 +40,7 @@ def parse_variants(text: str) -> Variants:
     """'eta0: mix.eta=0; more: mix.num_taps=7 mix.eta=1' to {'eta0': {'mix.eta': 0.0}, 'more': {...}}.
 
     Raises:
-      UserError: what cannot be read as that, with the part that cannot.
+      UserError: a part of `text` cannot be read; the message names it.
     """
     variants: Variants = {}
     for part in filter(None, map(str.strip, text.split(';'))):
@@ -66,7 +66,8 @@ def cell_config(
     """The config of the cell `name`, 'PROCEDURE', 'PROCEDURE+ROAD' or one of them and '/VARIANT'.
 
     Raises:
-      UserError: `name` is not a procedure, one without a student to build otherwise, or not what the recipe says.
+      UserError: `name` has an unknown procedure or road, roads that exclude each other or a road for a ResNet, or lacks
+        a road that the recipe has.
     """
     name, _, variant = name.partition('/')
     procedure, *roads = name.split('+')
@@ -113,7 +114,7 @@ class Job(NamedTuple):
       name: of its cell.
       config: the run's.
       path: its directory.
-      resnet: that of the ResNet which it is measured against.
+      resnet: the directory of the ResNet's run that it is compared with.
     """
 
     name: str
@@ -131,7 +132,7 @@ class Job(NamedTuple):
 
 
 def part_of(fold: str, seed: int) -> str:
-    """Where a cell keeps the run of a seed, or of a fold and a seed."""
+    """The subdirectory of a cell for the run of a seed, or of a fold and a seed."""
     return f'fold{fold.replace("/", "of")}/seed{seed}' if fold else f'seed{seed}'
 
 
@@ -146,7 +147,7 @@ def plan(
     """All runs in the order in which they are trained, each seed's (and fold's) teacher first.
 
     Raises:
-      UserError: a run that could not be trained, before any is; the message begins with its cell.
+      UserError: a run could not be trained; raised before any is trained, the message begins with its cell.
     """
     if not seeds or not procedures or len(set(seeds)) < len(seeds) or len(set(procedures)) < len(procedures):
         raise UserError('give at least one seed and one procedure, each once')
@@ -204,8 +205,8 @@ def run(
       procedures: the cells; `+dirac`, `+prelu`, ... (`ROADS`) say how a procedure's student is made.
       variants: {name: {field: value}}; given, every procedure is run with each list of overrides.
       with_report: also write WORKDIR/report.html.
-      folds: into so many parts all images are dealt out, each being evaluated on by runs that were trained on the
-        others; 0: the dataset's own split.
+      folds: how many parts all images are dealt out to; each part is evaluated on by runs that were trained on the
+        others. 0: the dataset's own split.
 
     Returns:
       {cell: {'last_top1_mean', 'last_top1_std', 'best_top1_mean', 'best_top1_std', 'difference', 'runs': [summaries]}},
@@ -246,7 +247,7 @@ def train(jobs: Sequence[Job], workdir: Path, reporter: Reporter) -> dict[str, l
     """Train, continue or reuse each run, and return the summaries of every cell.
 
     Raises:
-      NotFinite: the loss of a run that is the teacher of others; any other run's is noted in its summary.
+      NotFinite: a loss of a run that is the teacher of others; one of any other run is noted in its summary.
     """
     teachers = {job.config.teacher.path for job in jobs}
     summaries: dict[str, list[dict[str, Any]]] = {}

@@ -13,11 +13,11 @@ class UserError(Exception):
 
 
 class NotFinite(UserError):
-    """A loss was not finite and the run may not, or may no more, roll back; its last good checkpoint is kept."""
+    """A loss was not finite and no rollback is allowed, or none is left; the last good checkpoint is kept."""
 
 
 class Stuck(UserError):
-    """A write that will not end holds a thread of this process: after this the process can only be ended at once."""
+    """A write that does not end blocks a thread of this process, which must be ended without waiting for it."""
 
 
 class Interrupted(Exception):
@@ -46,7 +46,7 @@ def whole_number(flag: str, text: str, low: int, high: int, other: str = '') -> 
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency.
+    """Import and return an optional dependency.
 
     Raises:
       UserError: it is not installed; the message names the extra that brings it.

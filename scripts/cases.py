@@ -201,7 +201,7 @@ IMAGES: dict[str, bytes] = {
 
 
 class Said(logging.Handler):
-    """Keeps what the readers say."""
+    """Keeps the notices that the readers log."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -252,7 +252,7 @@ class Sealed:
 
 
 def fuzz(inputs: int, seed: int, keep: Path | None, say: Callable[[str], None]) -> dict:
-    """The summary: how many inputs of each kind were read and refused, and the findings."""
+    """Feed the inputs; return how many of each kind were read and refused, and the findings."""
     warnings.simplefilter('ignore')  # Pillow's, about odd files
     counts, findings, slowest = collections.Counter(), [], 0.0
     with tempfile.TemporaryDirectory() as directory:

@@ -14,14 +14,14 @@ from jointrd_jax.report import collect, page
 
 
 def norm(stage: str, line: dict[str, float]) -> float:
-    """Of the whole gradient at a stage, from the norms of its two parts and the cosine between them."""
+    """The norm of the whole gradient at a stage, from the norms of its two parts and the cosine between them."""
     student = line[f'gradient/{stage}/student']
     teacher = line.get(f'gradient/{stage}/teacher', 0.0)
     return math.sqrt(student**2 + teacher**2 + 2 * student * teacher * line.get(f'gradient/{stage}/cosine', 0.0))
 
 
 def mean(variant: collect.Variant, name: str | Callable, first: int, last: int) -> float:
-    """Of a number of the metrics' lines, or what is computed from them, over epochs and seeds."""
+    """The mean of a number in the metrics' lines, or computed from them, over epochs and seeds."""
     return statistics.fmean(value for epoch, value, *_ in variant.curve(name) if first <= epoch <= last)
 
 

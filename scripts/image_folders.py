@@ -49,10 +49,10 @@ def mnist5k() -> dict[str, Images]:
 def fashion(source: Path, to_choose_by: int = 0) -> dict[str, Images]:
     """Of Fashion-MNIST the first 400 training images of each class, and its test split.
 
-    With `to_choose_by` so many of the training images of each class that follow are in the place of the test split.
+    With `to_choose_by`, that many of the next training images of each class take the place of the test split.
 
     Raises:
-      UserError: one of its files is missing or not whole.
+      UserError: one of the files is missing or not whole.
     """
 
     def read(name: str, header: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """A report as a browser shows it: python scripts/screenshot_report.py REPORT.html [DIR]
 
-Loads it in headless Chromium (Debian's package `chromium`) at the width of a desktop and of a phone, light and dark,
-writes DIR/report_WIDTH_SCHEME.png of the page as far as Chromium can paint (DIR: beside the report; the line says if it
-was cut), and ends with status 1 for anything on the console, an error or a request that the page's own policy (no
-network) stopped, and for a page wider than its window.
+Loads it in headless Chromium (Debian's package `chromium`) at the width of a desktop and of a phone, light and
+dark, writes DIR/report_WIDTH_SCHEME.png of the page as far as Chromium can paint (without DIR: beside the report; a
+line says if it was cut). Ends with status 1 if there is anything on the console, such as an error or a request that
+the page's own policy (no network) stopped, or if the page is wider than its window.
 """
 
 import itertools
@@ -42,7 +42,7 @@ def load(chromium: str, page: Path, width: int, height: int, scheme: str, pictur
 
 
 def check(report: Path, directory: Path, chromium: str) -> list[str]:
-    """Write the pictures; what is wrong with the page."""
+    """Write the pictures, and return what is wrong with the page."""
     problems = []
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / 'page.html'

@@ -59,7 +59,7 @@ def rows(roads: list[str]) -> tuple[str, ...]:
 
 
 def so_far(workdir: Path) -> dict[str, Any]:
-    """Of a comparison that is not finished what `compare` returns: the seeds and folds that all its rows have."""
+    """What `compare` would return of an unfinished comparison, over the seeds and folds that all its rows have."""
     runs: dict[str, dict[paired.Key, dict[str, Any]]] = {}
     for path in sorted(file.parent for file in workdir.rglob(summary.SUMMARY)):
         where = path.relative_to(workdir)

@@ -109,7 +109,7 @@ def saving(workdir: Path) -> bool:
 
 
 def disturb(process: subprocess.Popen, workdir: Path, kind: str, seconds: float, rng: random.Random) -> float | None:
-    """Send a signal at a random moment; how long the process took to end, or None if it ended before."""
+    """Send a signal at a random moment; return the seconds until the process ended, None if it had ended before."""
     until = time.monotonic() + rng.uniform(0, seconds)
     if kind != 'SIGTERM' and rng.random() < 1 / 3:  # into a save
         until = time.monotonic() + seconds
@@ -128,7 +128,7 @@ def disturb(process: subprocess.Popen, workdir: Path, kind: str, seconds: float,
 
 
 def torture(kills: int, stops: int, procedures: list[str], seed: int, directory: Path) -> dict:
-    """Rounds until so many signals were sent; the summary."""
+    """Run rounds until that many signals were sent, and return the summary."""
     rng = random.Random(seed)
     todo = ['SIGKILL'] * kills + ['SIGTERM'] * stops
     rng.shuffle(todo)

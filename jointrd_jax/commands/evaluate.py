@@ -1,9 +1,9 @@
-"""Evaluate a run: top-1, top-5, per class and which classes it takes for which.
+"""Evaluate a run: top-1, top-5, per class and which classes it confuses.
 
     jointrd evaluate RUN [--dataset NAME --data_dir DIR] [--format json]
 
-Without --dataset on the evaluation images of the run's own dataset. Another one (such as --dataset folder) may have
-fewer classes, under the names that the run knows.
+Without --dataset, the evaluation images are those of the run's own dataset. Another dataset (such as --dataset folder)
+may have fewer classes than the run, under the same names.
 """
 
 from absl import flags

@@ -40,10 +40,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def batch_size(text: str) -> int | None:
-    """None for 'dynamic'.
+    """The number that `text` gives, None for 'dynamic'.
 
     Raises:
-      UserError: neither that nor a whole number above zero.
+      UserError: it is neither 'dynamic' nor a whole number from 1 to MAX_BATCH.
     """
     from jointrd_jax.config import MAX_BATCH
     from jointrd_jax.errors import whole_number

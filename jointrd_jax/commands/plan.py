@@ -2,8 +2,8 @@
 
     jointrd plan --config imagenet --topology v5e:4x4,h100x8
 
-The recipe's own steps (training, evaluation, those of a teacher that it trains first) are compiled for the chips,
-which need not be here, and neither need CIFAR or ImageNet. Each figure is marked: known (counted), bound (the
+The recipe's own steps (training, evaluation, those of a teacher that it trains first) are compiled for the chips.
+Neither the chips nor CIFAR or ImageNet need be here. Each figure is marked: known (counted), bound (the
 chip cannot do better) or guess. Needs the extra [plan-tpu] or [plan-gpu]. See docs/guides/gpu_tpu.md.
 """
 

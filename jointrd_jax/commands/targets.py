@@ -5,7 +5,7 @@
     jointrd targets --shapes 50 --advise --budget 1500KiB
 
 RUN is a run directory or what jointrd export made of one. Every tool runs in a process of its own; one that is
-missing, fails or hangs is a row with its reason, and the exit status is 1. --advise names the fewest blocks that must
+missing, fails or hangs has a row with the reason, and the exit status is 1. --advise names the fewest blocks that must
 lose their shortcut for feature maps to fit.
 """
 

@@ -16,7 +16,7 @@ def parameters(blocks: tuple[int, ...], width: int, bottleneck: bool) -> int:
 
 
 def check_size(config: ml_collections.ConfigDict) -> None:
-    """The network must be one that can be built.
+    """Check that the network can be built.
 
     Raises:
       UserError: too many blocks, stages, channels or parameters.
@@ -41,7 +41,7 @@ def has_bottlenecks(config: ml_collections.ConfigDict) -> bool:
 
 
 def check_block(config: ml_collections.ConfigDict) -> None:
-    """Groups and activation must be those that the blocks can have.
+    """Check that the blocks can have these groups, and that the activation has a slope if one is given.
 
     Raises:
       UserError: groups in a basic block, channels that do not divide into the groups, or a slope that nothing reads.
@@ -67,7 +67,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """Check every field alone and the fields together, before anything is read, made or compiled.
 
     Raises:
-      UserError: the first field that is missing, unknown or not acceptable, with what would be.
+      UserError: the message names the first field that is missing, unknown or not accepted, or the fields that exclude
+        each other.
     """
     flat = flatten(config)
     for name in sorted(flat.keys() | FIELDS.keys()):

@@ -12,7 +12,7 @@ TRAINS_RESNET = ('resnet', 'resnet_kd')
 NEEDS_TEACHER = ('jointrd', 'feature_kd', 'logit_kd', 'resnet_kd')
 TRACKERS = ('wandb',)
 
-# Beyond these a value is a slip of the keyboard; refusing it here costs no memory and no time.
+# A value beyond these is taken for a slip of the keyboard, and refused before it costs memory or time.
 MAX_INT = 2**31 - 1  # what a step counter on the device holds
 MAX_BATCH = 1 << 16
 MAX_SIDE = 1 << 14  # pixels

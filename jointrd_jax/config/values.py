@@ -1,4 +1,4 @@
-"""A config made, flattened, read from text and shown."""
+"""Configs: the defaults, flattening, values read from text and shown in messages."""
 
 import difflib
 from typing import Any
@@ -75,7 +75,7 @@ def shown(value: Any) -> str:
 
 
 def suggest(name: str) -> str:
-    """'did you mean ...' for a field name that does not exist."""
+    """For a message, what to write in place of a field name that does not exist: 'did you mean ...'."""
     if name in REPLACED:
         return f'{REPLACED[name]} has taken its place'
     close = difflib.get_close_matches(name, FIELDS, n=3, cutoff=0.5)

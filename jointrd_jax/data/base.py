@@ -1,4 +1,4 @@
-"""What the trainer asks of a dataset, and the dataset that lives whole on the device."""
+"""The interface that the trainer uses of a dataset, and the dataset that is kept whole on the device."""
 
 import abc
 import itertools
@@ -92,7 +92,11 @@ def host_share(batch_size: int) -> slice:
 
 
 def held_out(size: int, validation_size: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `size` training images to train on, and which to evaluate on: always the same ones."""
+    """The numbers of the training images to train on, and of those to evaluate on: always the same ones.
+
+    Raises:
+      UserError: none would be left to train on.
+    """
     if validation_size >= size:
         raise UserError(
             f'dataset.validation_size={validation_size} leaves none of the {size} training images of {name}'

@@ -8,12 +8,12 @@ from jointrd_jax.errors import UserError
 from jointrd_jax.system import buckets, files
 from jointrd_jax.system.notices import say_once
 
-GROUP = 16  # files on their way at a time: what is there whole survives an interruption
+GROUP = 16  # files that are fetched at a time; those that are complete are kept after an interruption
 MIB = 2**20
 
 
 def local(directory: Path) -> Path:
-    """`directory` itself, or the copy of one in a bucket, which is kept in the cache directory for the next time.
+    """`directory` itself, or for one in a bucket its copy on the disk, kept in the cache directory for the next time.
 
     The readers of ArrayRecord, TFRECORD and of images read files on the disk. A file that is there with the size of its
     object is not fetched again, so an interrupted copy goes on where it was.

@@ -23,7 +23,7 @@ class Tree(NamedTuple):
     Attributes:
       root: the folder.
       files: {class: its images as CLASS/.../FILE, sorted}, the classes in label order, empty ones too.
-      others: how many files of which ending are no images.
+      others: how many files that are not images there are, by their ending.
     """
 
     root: Path
@@ -35,13 +35,14 @@ class Tree(NamedTuple):
 
 
 def scan(root: Path, fewest: int = 2) -> Tree:
-    """Every image below the class folders of `root`; what is hidden or a system's is passed over.
+    """Every image below the class folders of `root`, but for hidden files and those that operating systems leave.
 
     Args:
-      fewest: classes that there must be.
+      fewest: how many classes there must be at least.
 
     Raises:
-      UserError: no classes, one whose name cannot be written, or a folder that cannot be read.
+      UserError: fewer classes, folders that cannot be classes (see `layout.check_classes`), a class whose name cannot
+        be written, or a folder that cannot be read.
     """
     others: collections.Counter = collections.Counter()
     try:
@@ -65,7 +66,7 @@ def scan(root: Path, fewest: int = 2) -> Tree:
 
 
 def order(name: str) -> tuple:
-    """Sorts numbers as numbers (9 before 10) and before names, which sort by their letters' numbers."""
+    """A sort key: numbers sort as numbers (9 before 10) and before names, names by code point."""
     return (0, decimal.Decimal(name), name) if NUMBER.fullmatch(name) else (1, decimal.Decimal(0), name)
 
 
@@ -80,11 +81,11 @@ def ending(entry: os.DirEntry) -> str:
 
 
 def images_below(directory: Path, prefix: str, others: collections.Counter, above: tuple) -> Iterator[str]:
-    """The images of a directory and those below it, as PREFIX/.../FILE. Links are followed, files never looked at.
+    """The images of a directory and those below it, as PREFIX/.../FILE. Links are followed, files not opened.
 
     Args:
       others: other files are counted here.
-      above: (device, inode) of the directories that this one is below of.
+      above: (device, inode) of each directory above this one.
 
     Raises:
       UserError: a link leads back to one of them.
@@ -136,8 +137,8 @@ def two_trees(train: Tree, evaluation: Tree, choice: str) -> tuple[str, ...]:
     """The classes of a folder with splits: those of `train`.
 
     Args:
-      choice: config.dataset.classes; 'equal': `evaluation` must have images of the same; 'train': what it lacks is not
-        evaluated on, what it has besides is passed over.
+      choice: config.dataset.classes; 'equal': `evaluation` must have images of the same classes; 'train': classes
+        that it lacks are not evaluated on, others that it has are passed over.
 
     Raises:
       UserError: they differ; all the differences are named.
@@ -178,7 +179,7 @@ def repr_of(name: str) -> str:
 
 
 def alike(left: Sequence[str], right: Sequence[str], left_name: str, right_name: str) -> list[str]:
-    """Names of the two sides that a reader would take for the same, and what tells them apart."""
+    """For a message, the pairs of names from the two sides that look the same, each with how they differ."""
     found = []
     for a in left:
         for b in right:
@@ -208,7 +209,7 @@ SPELLINGS = (
 
 
 def twins(names: Iterable[str]) -> list[str]:
-    """Classes of one folder that a reader would take for the same."""
+    """The classes of one folder whose names look the same."""
     names = sorted(names)
     keys = collections.Counter(without_space(name).casefold() for name in names)
     return [repr_of(name) for name in names if keys[without_space(name).casefold()] > 1]

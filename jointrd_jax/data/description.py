@@ -1,4 +1,4 @@
-"""What a trained network must remember of its data: kept with checkpoints, weight files and exports."""
+"""What must be known of the data that a network was trained on: kept in checkpoints, weight files and exports."""
 
 import dataclasses
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class DataDescription:
         """The description that `to_json` wrote.
 
         Raises:
-          UserError: it is none; the message begins with `where`.
+          UserError: `value` is not one; the message begins with `where`.
         """
         value = {'resize': None, **value} if isinstance(value, dict) else value
         fields = forms.check(value, FORMS, where, 'what its network was trained on')
@@ -67,7 +67,7 @@ class DataDescription:
         return np.round((images * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)) * 255)
 
     def to_uint8(self, images: np.ndarray) -> np.ndarray:
-        """Normalised images [..., C] as they are shown."""
+        """Normalised images [..., C] as uint8 pixels, for showing them."""
         return self.to_pixels(images).clip(0, 255).astype(np.uint8)
 
     @property

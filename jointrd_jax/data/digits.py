@@ -21,7 +21,7 @@ def read() -> tuple[np.ndarray, np.ndarray]:
     package = importlib.util.find_spec('sklearn')
     places = (package and package.submodule_search_locations) or ()
     paths = [path for place in places if (path := Path(place, 'datasets', 'data', 'digits.csv.gz')).is_file()]
-    if not paths:  # another version of scikit-learn keeps it elsewhere, but has it
+    if not paths:  # another version of scikit-learn may keep the file elsewhere
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)

@@ -128,7 +128,7 @@ def notes(root: Path, splits: layout.Splits, trees: list[Tree], classes: tuple[s
 
 
 def identity(*folders: Folder) -> str:
-    """What a folder is called in results: the same wherever it lies, another if an image comes, goes or is renamed."""
+    """The name of a folder in results: the same wherever it lies, another if a file is added, removed or renamed."""
     digest = hashlib.sha256()
     for folder in folders:
         digest.update(repr((folder.classes, folder.paths.dtype, len(folder))).encode())
@@ -137,7 +137,13 @@ def identity(*folders: Folder) -> str:
 
 
 def split(images: Folder, fraction: float) -> tuple[Folder, Folder]:
-    """The same share of every class (at least one image of each on both sides) held out; always the same images."""
+    """The images to train on, and the same share of every class (at least one image of each on both sides) held out.
+
+    Always the same images.
+
+    Raises:
+      UserError: a class has a single image.
+    """
     evaluated = np.zeros(len(images), bool)
     rng = np.random.default_rng(0)
     for label, name in enumerate(images.classes):

@@ -22,10 +22,13 @@ def in_fold(fold: str, size: int) -> np.ndarray:
 
 
 def name_with_fold(name: str, fold: str) -> str:
-    """What a dataset is called of which a fold is evaluated on: another fold has other evaluation images."""
+    """The name of a dataset together with the fold evaluated on, since every fold has other evaluation images."""
     return f'{name}{MARK}{fold}' if fold else name
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether what was trained on dataset `one` may have seen images that `other`, of the same images, evaluates on."""
+    """Whether datasets of these names split the same images differently.
+
+    A network trained on `one` may then have seen images that `other` evaluates on.
+    """
     return one != other and one.partition(MARK)[0] == other.partition(MARK)[0]

@@ -1,8 +1,8 @@
 """Encoded images to RGB pixels on the host: decoding, random-resized crops, centre crops.
 
 Baseline and progressive JPEGs, RGB or grey, go through libjpeg-turbo with power-of-two scaled decoding;
-everything else (CMYK JPEGs, PNG whatever its file is called, ...) through Pillow. What a file is called does not
-matter, nor an orientation that it asks for (EXIF), as in torchvision. No JAX here: this module runs in the
+everything else (CMYK JPEGs, PNG whatever its file is called, ...) through Pillow. The file's name does not
+matter, and an EXIF orientation is ignored, as in torchvision. No JAX here: this module runs in the
 input workers.
 """
 
@@ -196,7 +196,7 @@ def whole(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     """The image as uint8 of exactly `shape` [H, W, 1 or 3].
 
     Raises:
-      BadImage: also for an image of another height or width.
+      BadImage: it cannot be decoded, or has another height or width.
     """
     image = Encoded(data)
     if (image.height, image.width) != tuple(shape[:2]):

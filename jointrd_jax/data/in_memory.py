@@ -1,4 +1,4 @@
-"""Which datasets live on the device whole, and how they get there: images of one size, decoded once."""
+"""Which datasets are kept on the device whole, and how they are loaded: images of one size, decoded once."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ def wanted(settings: ml_collections.ConfigDict, size: tuple[int | None, int | No
     """Whether `count` images of `size` (H, W; None where they differ) go on the device, by config.dataset.in_memory.
 
     Raises:
-      UserError: 'always', and they have no common size.
+      UserError: it is 'always', and they have no common size.
     """
     if settings.in_memory == 'never':
         return False
@@ -75,7 +75,7 @@ def load(
       usual: the mean and standard deviation that 'auto' stands for; None: measured on the training images.
 
     Raises:
-      UserError: a bad image that is not to be skipped, or none is left of a split.
+      UserError: a bad image that is not to be skipped, or a split in which all are bad.
     """
     height, width, known = shape
     channels = {'always': 1, 'never': 3}.get(config.dataset.grey, known)
@@ -95,7 +95,11 @@ def load(
 
 
 def decode_all(source: Source, shape: tuple[int, int, int], skip_bad: bool) -> Decoded:
-    """A whole split; bad images are left out of it, or the first of them is a UserError."""
+    """A whole split, without its bad images.
+
+    Raises:
+      UserError: a bad image, unless `skip_bad`; or all are bad.
+    """
     pixels, labels = np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32)
 
     def decode(i: int) -> str | None:

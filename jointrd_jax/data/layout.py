@@ -1,7 +1,7 @@
 """Which of a directory's folders are splits and which are classes, by their names and by what they hold.
 
-Classes hold images. Folders that are called as splits are (train, Training, seg_train, train_images, ...; doubled as
-train/train too) and hold folders are splits. What can be neither is refused rather than guessed.
+Classes hold images. Splits hold folders and have a split's name (train, Training, seg_train, train_images, ...; doubled
+as train/train too). Folders that can be neither are refused; nothing is guessed.
 """
 
 import os
@@ -19,7 +19,7 @@ SPLITS = {
     'test': ('test', 'testing', 'testset', 'tst'),
 }
 KIND = {word: kind for kind, words in SPLITS.items() for word in words}
-# Words beside a split's in a folder's name that say nothing, and names of folders that hold no class.
+# Words that may stand beside a split's in a folder's name, and names of folders that hold no class.
 CONTENT = {
     'set', 'split', 'data', 'dataset', 'image', 'images', 'img', 'imgs', 'jpg', 'jpeg', 'jpegs', 'png', 'pngs',
     'folder', 'pic', 'pics', 'picture', 'pictures', 'photo', 'photos', 'raw', 'original',
@@ -71,7 +71,7 @@ def folders(directory: Path) -> list[str]:
 
 
 def holds_images(directory: Path) -> bool:
-    """Whether there is an image in it, not below it."""
+    """Whether there is an image in `directory` itself, not only below it."""
     return any(is_image(entry.name) and not entry.is_dir() for entry in entries(directory))
 
 
@@ -159,7 +159,7 @@ def the_one(root: Path, names: Sequence[str], field: str, kinds: dict) -> str:
 
 
 def inner(split: Path) -> Path:
-    """The folder in `split` that is called like it and is all it holds (seg_train/seg_train), else `split`."""
+    """The folder in `split` if it is the only thing there and of the same kind (seg_train/seg_train), else `split`."""
     names = folders(split)
     if len(names) == 1 and kind_of(names[0])[0] == kind_of(split.name)[0] is not None and not holds_images(split):
         return inner(split / names[0])
@@ -190,15 +190,15 @@ def below(directory: Path) -> bool:
 
 
 def check_classes(root: Path, names: Sequence[str], fewest: int, others: str) -> None:
-    """Folders that cannot be classes are refused.
+    """Refuse folders that cannot be classes.
 
     Args:
       names: of the folders in `root`.
-      fewest: classes that there must be.
+      fewest: how many classes there must be at least.
       others: what else lies in `root`, in words.
 
     Raises:
-      UserError: too few, folds, images beside masks, or folders that hold no images but all the same folders.
+      UserError: too few, folds, images beside masks, or folders without images that all hold the same folders.
     """
     if len(names) < fewest:
         below = folders(root / names[0]) if names else []

@@ -18,11 +18,11 @@ EXTRA = "pip install 'jointrd_jax[prepare]'"
 
 
 def prepare(spec: str, data_dir: Path, file_format: str) -> Path:
-    """Download and prepare TFDS dataset `spec` (NAME, NAME/CONFIG, :VERSION) under `data_dir`; its directory.
+    """Download and prepare TFDS dataset `spec` (NAME, NAME/CONFIG, :VERSION) under `data_dir`; return its directory.
 
     Raises:
-      UserError: unknown, without the files that only its owner may hand out, without TensorFlow, or a
-        download or preparation that failed.
+      UserError: the dataset is unknown, files that must be downloaded by hand are missing, TensorFlow is missing, or
+        the download or preparation failed.
     """
     import tensorflow_datasets as tfds
 
@@ -54,7 +54,10 @@ def first_line(error: Exception) -> str:
 
 
 def check_reachable(urls: Iterable[str], downloads: Path) -> None:
-    """Fail at once without network; TFDS would try again for minutes. Only for a first, direct download."""
+    """Raise UserError at once if a host cannot be reached; TFDS would try again for minutes.
+
+    Checked only before a first download, and without a proxy.
+    """
     if urllib.request.getproxies() or (downloads.is_dir() and any(downloads.iterdir())):
         return
     for host in sorted({urllib.parse.urlparse(url).netloc for url in urls}):
@@ -88,10 +91,10 @@ def announce(builder, data_dir: Path, file_format: str) -> None:
 def convert(spec: str, data_dir: Path, target_dir: Path) -> Path:
     """Copy a dataset that is prepared as TFRECORD under `data_dir` to ArrayRecord under `target_dir`.
 
-    Every record's checksum is checked. The new directory appears when it is complete.
+    Every record's checksum is checked. The new directory, which is returned, appears when it is complete.
 
     Raises:
-      UserError: not prepared, not TFRECORD, damaged, there already, or not writable.
+      UserError: the dataset is not prepared, not TFRECORD or damaged, or the target exists or cannot be written.
     """
     from jointrd_jax.data.tfds import find, read_info
 
@@ -122,7 +125,7 @@ def convert(spec: str, data_dir: Path, target_dir: Path) -> Path:
 
 
 def convert_shard(path: Path, directory: Path) -> None:
-    """One TFRECORD shard as ArrayRecord, record by record."""
+    """Write one TFRECORD shard as ArrayRecord into `directory`, record by record."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     from jointrd_jax.data.images import BadImage
@@ -140,7 +143,7 @@ def convert_shard(path: Path, directory: Path) -> None:
 
 
 def copy_metadata(source: Path, target: Path) -> None:
-    """The files beside the shards, with the other format written into dataset_info.json."""
+    """Copy the files beside the shards, and write the new format into the copy of dataset_info.json."""
     for path in source.iterdir():
         if path.is_file() and '.tfrecord' not in path.name and not path.name.startswith('.'):
             shutil.copy(path, target)

@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 class Chunks(abc.ABC):
-    """Part of a batch by its number: a pure function of it, so that any worker can make any chunk.
+    """The chunks that batches are made of, by number. A chunk depends on its number alone, so any worker can make it.
 
     Chunk n is rows [c * CHUNK, (c + 1) * CHUNK) of this host's share of step n // per_step, with
-    c = n % per_step. It knows nothing of JAX devices; workers get a copy.
+    c = n % per_step. No JAX device is used; workers get a copy of this object.
 
     Args:
       source: the images.
@@ -50,7 +50,7 @@ class Chunks(abc.ABC):
       skip_bad: replace (training) or mask (evaluation) bad images rather than raise.
     """
 
-    stop_file = ''  # where a file appears when nobody wants more chunks
+    stop_file = ''  # path of a file that is made when no more chunks are wanted
     first = 0  # the number of the source's image 0 among all images of the dataset
 
     def __init__(
@@ -79,14 +79,14 @@ class Chunks(abc.ABC):
         """Chunk n: arrays of one length, and what was bad in 'bad'."""
 
     def __call__(self, n: int) -> dict:
-        """Chunk n, or {'error': text}: raised in a worker, it would leave Grain's queues in shared memory."""
+        """Chunk n, or {'error': text}: an exception raised in a worker would leave Grain's queues in shared memory."""
         try:
             return self.make(n)
         except UserError as error:
             return {'error': str(error)}
 
     def check(self) -> None:
-        """Look for an image that can be used, as far as the first where bad ones are not to be skipped.
+        """Check that the split has an image that can be used: the first, or if bad ones are to be skipped, any.
 
         Raises:
           UserError: the first is bad, or all are; the message names it, or the split and one of them.
@@ -227,7 +227,7 @@ class Streaming(Dataset):
         )
 
     def histograms(self) -> Iterator[np.ndarray]:
-        """Those of training images as they would be evaluated on, at most MEASURED, evenly spaced."""
+        """The histograms of at most MEASURED training images, evenly spaced, cropped as for evaluation."""
         settings, chunks = self.config.dataset, self.train_chunks()
 
         def histogram(i: int) -> np.ndarray:
@@ -237,7 +237,7 @@ class Streaming(Dataset):
             return normalisation.histogram(found[0] if found else np.empty((0, self.image_shape[2]), np.uint8))
 
         chosen = self.train_indices[:: -(-self.train_size // MEASURED)]
-        with ThreadPoolExecutor() as pool:  # the decoders let go of the interpreter's lock
+        with ThreadPoolExecutor() as pool:  # the decoders release the interpreter's lock
             yield from pool.map(histogram, chosen.tolist())
 
     def train_chunks(self) -> TrainChunks:
@@ -261,7 +261,7 @@ class Streaming(Dataset):
         """Input processes: as many as asked for, or fewer where they would not fit into /dev/shm.
 
         Raises:
-          UserError: not even one does.
+          UserError: not even one fits.
         """
         workers = self.config.dataset.workers
         workers = min(os.cpu_count() or 1, MAX_WORKERS) if workers < 0 else workers

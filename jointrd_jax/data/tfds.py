@@ -65,7 +65,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def default_directory() -> Path:
-    """Where TFDS keeps datasets unless told otherwise."""
+    """TFDS's default directory for datasets: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return Path(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
 
 
@@ -156,7 +156,7 @@ def prepare_command(spec: str, root: Path) -> str:
 def read_info(directory: Path) -> Any:
     """TFDS's DatasetInfo of a prepared dataset, from the files beside its shards.
 
-    Untyped: what TFDS's annotations say of features holds for every kind of them, images and labels have more.
+    Untyped, because TFDS annotates all features as their base class, without what images and labels have besides.
     """
     import tensorflow_datasets as tfds
     from absl import logging
@@ -189,7 +189,7 @@ def image_and_label(info: Any) -> tuple[str, str]:
 
 
 def check_pixels(info: Any, image: str) -> None:
-    """Raise UserError for images that would not be what they are as 8-bit RGB or grey ones."""
+    """Raise UserError for images that 8-bit RGB or grey cannot represent."""
     kind, channels = np.dtype(info.features[image].np_dtype), info.features[image].shape[-1]
     if kind != np.uint8 or channels not in (1, 3, None):
         raise UserError(

@@ -110,7 +110,7 @@ def stamp(path: str) -> tuple[int, int]:
 def load_index(file: Path, names: np.ndarray, stamps: np.ndarray) -> list[np.ndarray] | None:
     """The cached index, or None where there is none or it is stale, unreadable, or not one of these shards.
 
-    It may lie beside data from elsewhere, so what it says decides no allocation before it is checked.
+    The file may have come with data from elsewhere, so its figures are checked before memory is allocated by them.
     """
     try:
         with open(file, 'rb') as content:
@@ -131,7 +131,10 @@ def load_index(file: Path, names: np.ndarray, stamps: np.ndarray) -> list[np.nda
 
 
 def stored_arrays(content: BinaryIO) -> dict[str, np.ndarray]:
-    """The arrays of an uncompressed .npz; raises one of many errors where it is none, in the memory of its size."""
+    """The arrays of an uncompressed .npz. Any other file raises an exception, of one of many types.
+
+    Memory is bounded by the size of the file.
+    """
     arrays = {}
     with zipfile.ZipFile(content) as archive:
         for entry in archive.infolist():

@@ -1,7 +1,8 @@
 """Which shortcuts are worth removing: the fewest blocks that must be plain for feature maps to fit, by liveness.
 
-A shortcut lives only while its own block runs, so the peak is the largest over the blocks, each by its own choice:
-the blocks that must be plain are exactly those that alone, with their shortcut, would not fit.
+A shortcut's map is kept only while its own block runs. So the network's peak is the largest of its blocks' peaks, each
+of which depends on that block's shortcut alone, and the blocks that must be plain are exactly those that would not fit
+with their shortcut.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from jointrd_jax.deploy import liveness
 from jointrd_jax.deploy.graph import Graph, readers
 from jointrd_jax.errors import UserError
 
-Model = tuple[str, int]  # of liveness, and bytes per value
+Model = tuple[str, int]  # the liveness model's name, and bytes per value
 
 
 class Advice(NamedTuple):

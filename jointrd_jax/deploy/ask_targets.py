@@ -88,10 +88,10 @@ def check(request: Request) -> None:
 
 
 def run(request: Request, console: Console | None = None) -> list[Row]:
-    """Ask, print each row as it comes and the table at the end, write what was asked for; every row.
+    """Run the targets, print each row as it comes and the table at the end, write the files asked for; return all rows.
 
     Raises:
-      UserError: bad wishes, a run that cannot be exported, an export that is stale.
+      UserError: a bad request, a run that cannot be exported, or an export that is older than its run.
     """
     console = console or terminal.console()
     check(request)
@@ -151,7 +151,7 @@ def section(held: dict[str, Any]) -> list[str]:
 
 
 def one_line(row: Row) -> str:
-    """A row while others are still being asked."""
+    """A row as one line, printed while other targets still run."""
     what = f'{row.target} {row.configuration}{" " + row.note if row.note else ""}, {row.network}'
     if not row.went:
         return f'{what}: {row.outcome}: {row.reason}'
@@ -204,10 +204,12 @@ def residual(request: Request) -> tuple[str, Graph]:
 
 
 def advise(request: Request, budget: str | None, console: Console | None = None) -> advising.Advice:
-    """Print the fewest blocks to make plain, for each peak that can be had; with targets named, let them confirm it.
+    """Print and return the fewest blocks to make plain; print them for every other reachable peak too.
+
+    If the request names targets, they are run on the ResNet, the advised network and the plain one, to confirm it.
 
     Raises:
-      UserError: bad wishes, or nothing fits the budget.
+      UserError: a bad request, or nothing fits the budget.
     """
     console = console or terminal.console()
     check(request)

@@ -1,4 +1,4 @@
-"""Ask targets about networks: every pair in a process of its own, so that a crash or a time-out costs one row only."""
+"""Run targets on networks: every pair in a process of its own, so that a crash or a time-out costs one row only."""
 
 import errno
 import importlib
@@ -37,11 +37,11 @@ class Question(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How targets are asked.
+    """How targets are run.
 
     Attributes:
       pythons: {target: the Python that has its tool}, where it is not this one.
-      timeout: seconds after which a tool hangs.
+      timeout: seconds after which a tool counts as hanging and is killed.
       rounds: of timing, where a target is timed on this machine.
       any_version: take a tool also in a version whose figures were not checked.
     """
@@ -179,7 +179,7 @@ def in_process(question: Question, request: dict[str, Any], timeout: float) -> d
 
 
 def checked(said: Any) -> dict[str, Any]:
-    """An answer; None if it is empty."""
+    """The answer `said`; or, where it has no outcome, one whose outcome is 'says nothing'."""
     if not isinstance(said, dict) or 'outcome' not in said:
         return {'outcome': 'says nothing', 'reason': 'its answer holds no figures'}
     return said

@@ -1,4 +1,4 @@
-"""The networks that targets are asked about: runs, what was exported of them, or shapes with random weights."""
+"""The networks that targets are run on: runs, what was exported of them, or shapes with random weights."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -21,7 +21,7 @@ KINDS = {'onnx': 'onnx', 'int8': 'onnx', 'tflite': 'tflite', 'int8_tflite': 'tfl
 
 @dataclass
 class Candidate:
-    """A network that targets are asked about.
+    """A network that targets are run on.
 
     Attributes:
       name: as it is shown.
@@ -43,7 +43,7 @@ class Candidate:
 
 
 def with_baselines(candidates: Sequence[Candidate]) -> None:
-    """Compare each candidate with the first that has all its shortcuts, or else with the first that has any."""
+    """Set every `baseline`: the first of the candidates with the most additions; None for it, or if none has any."""
     adds = {candidate.name: candidate.graph.operators().get('add', 0) for candidate in candidates}
     most = max(adds.values(), default=0)
     base = next((name for name, count in adds.items() if count and count == most), None)
@@ -132,7 +132,11 @@ def of_export(out: Path, name: str, work: Path, images: int, data_dir: str | Non
 
 
 def test_images(job: export.Job, count: int) -> dict[str, np.ndarray]:
-    """The first `count` test images as the artifacts take them, their labels, and the logits that are right."""
+    """The first `count` test images as the artifacts take them, their labels, and the logits to compare with.
+
+    Raises:
+      UserError: the images have no labels.
+    """
     images, labels = [], []
     for batch in job.batches():
         if batch.labels is None:
@@ -197,7 +201,7 @@ def artifacts_of(graph: Graph, kinds: Sequence[str], images: list[np.ndarray]) -
 
 
 def shapes(depths: Sequence[int], stem: str, width: int, names: Sequence[str]) -> dict[str, dict[str, Graph]]:
-    """{'ResNet-50': {'ResNet', 'projection', 'plain'}}: networks of the standard depths, random weights, folded."""
+    """{'R50': {'ResNet': graph, 'projection': ...}}: networks of the standard depths, with random weights, folded."""
     return {
         f'R{depth}': {name: graph for name, graph in savings.graphs(depth, stem, width).items() if name in names}
         for depth in depths

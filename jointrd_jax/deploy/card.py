@@ -43,7 +43,7 @@ FEED['int8'] = FEED['onnx']
 
 
 def feed(name: str, artifact: dict[str, Any]) -> str:
-    """Code that runs an artifact on `images` and leaves `logits`."""
+    """Python code that runs an artifact on `images` and assigns the result to `logits`."""
     ends = {
         end: 'scale {scale!r}, zero point {zero_point:.0f}'.format(**artifact[f'int8_{end}'])
         for end in ('input', 'output')

@@ -60,7 +60,7 @@ def config_of(network: Network, dataset: str, data_dir: str = '', side: int | No
 def data_of(
     network: Network, channels: int, dataset: str | None, data_dir: str, side: int | None
 ) -> tuple[str, DataDescription]:
-    """(config.dataset.name, what a run remembers of its data) for a weight file that says neither.
+    """(config.dataset.name, the description of the data that a run keeps) for a weight file that has neither.
 
     Raises:
       UserError: the dataset is not there, or has other classes or channels than the network.
@@ -154,7 +154,7 @@ def convert(
     image_size: int | None = None,
     ema: bool = False,
 ) -> None:
-    """Convert `path` into `out`; see the module's docstring.
+    """Convert a run or weight file `path`: into a weight file if `out` ends in .safetensors, else into a run directory.
 
     Raises:
       UserError: `path` holds no network, `out` holds something already, or they do not fit together.

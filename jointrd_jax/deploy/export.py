@@ -138,7 +138,7 @@ class Agreement:
 
 
 class Job:
-    """One export: `write` makes the files in a directory, `verify` runs them, `record` says what came out."""
+    """One export: `write` makes the files in a directory, `verify` runs one and compares it."""
 
     def __init__(self, run: run_directory.Run, options: Options, dataset: data.Dataset | None):
         self.run, self.options, self.dataset = run, options, dataset
@@ -177,7 +177,7 @@ class Job:
         }
 
     def write(self, directory: Path, top1: float | None) -> Iterator[tuple[str, Path]]:
-        """Make every artifact asked for: its kind and where it is."""
+        """Make every artifact asked for, and yield its kind and path."""
         for name in self.options.formats:
             if name == 'safetensors':
                 weights.save(directory / FILES[name], self.run.network, self.run.variables, self.run.data)
@@ -277,7 +277,7 @@ def export(
 
 
 def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write and verify everything in `directory`; the record that `export.json` holds."""
+    """Write and verify everything in `directory`; return the record that `export.json` holds."""
     run, options = job.run, job.options
     top1, logits, images = job.checkpoint_top1()
     artifacts = {}
@@ -319,7 +319,11 @@ def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any
 
 
 def open_dataset(run: run_directory.Run, options: Options, data_dir: str | None) -> data.Dataset:
-    """The run's dataset with its test split (else what was held out), in batches of the size that artifacts take."""
+    """The run's dataset with its test split (else what was held out), in batches of the size that artifacts take.
+
+    Raises:
+      UserError: no such dataset, or one of other classes or image shape than the run's.
+    """
     config = run.config.copy_and_resolve_references()
     config.dataset.data_dir = data_dir or config.dataset.data_dir
     if data.has_test_images(config):

@@ -4,7 +4,8 @@
     f = scale / sqrt(var + eps),  and W = alpha * identity + beta * W' where Dirac-parametrised
 
 per output channel, computed in float64 and rounded once. The branches beside a convolution (Network.reparam) are
-convolutions as well, a 1x1 kernel or the identity in the middle of the 3x3 kernel, and folded add up to one.
+convolutions as well, with a 1x1 kernel or the identity in the middle of a 3x3 kernel; once folded, their kernels and
+biases add up to those of one convolution.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def fold_norm(variables: Variables, place: str, norm: str, kernel: np.ndarray) -
 
 
 def fold_conv(variables: Variables, place: str, conv: str, norm: str, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel [h, w, in / groups, out] and bias [out] of a convolution with what is beside and behind it, in float64."""
+    """Kernel [h, w, in / groups, out] and bias [out] of a convolution, its branches and BatchNorm, in float64."""
     layers = variables['params'][place]
     weights = {k: np.asarray(a, np.float64) for k, a in layers[conv].items()}
     kernel = weights['kernel']
@@ -90,7 +91,8 @@ def fold(network: Network, variables: Variables, image_shape: tuple[int, int, in
         return emit('max_pool', x, output='maxpool', size=3, stride=2) if network.stem_kind == stem_kind else x
 
     x = conv(pool(INPUT, 'pool_first'), 'stem', 'conv', 'bn', 1 if network.stem_kind == 'cifar' else 2)
-    # What never falls commutes with the pool and goes first, beside its convolution; a PReLU's slope may be negative.
+    # A rectifier that never falls commutes with the max-pool and goes before it, next to its convolution. A PReLU's
+    # slope may be negative, so it stays after the pool.
     x = activation(pool(x), 0, 1) if kinds[0] == 'prelu' else pool(activation(x, 0, 1))
     for block, (place, shortcut) in enumerate(zip(network.block_names, network.block_shortcuts())):
         stride = 2 if block in network.stage_ends else 1

@@ -39,7 +39,7 @@ def main_path(graph: Graph) -> set[str]:
 
 
 def fused(graph: Graph) -> tuple[Node, ...]:
-    """The nodes with each convolution whose output is only added to a shortcut made one node with that add."""
+    """The nodes, where a convolution whose output is only added to a shortcut is merged with that add into one node."""
     read, makers = readers(graph.nodes), {node.output: node for node in graph.nodes}
     swallowed: dict[str, Node] = {}
     for node in graph.nodes:

@@ -22,7 +22,7 @@ from jointrd_jax.runs import predictions, run_directory
 from jointrd_jax.system import buckets, files
 
 PREFERRED = ('onnx', 'tflite', 'safetensors', 'stablehlo', 'int8', 'int8_tflite')  # of an export's files
-KEYS = ('classes', 'mean', 'std', 'input')  # that a file must say of itself
+KEYS = ('classes', 'mean', 'std', 'input')  # that a file's metadata must have
 
 
 class Classifier(NamedTuple):
@@ -35,7 +35,7 @@ class Classifier(NamedTuple):
       mean: per channel, of images scaled to 0..1.
       std: the same.
       resize: as `data.base.Dataset.resize`.
-      pixels: whether it normalises by itself and takes 0..255.
+      pixels: whether the network takes pixels 0..255 and normalises them itself.
       batch: images per call; None: any number.
     """
 
@@ -115,7 +115,7 @@ def of_run(run: run_directory.Run, batch: int) -> Classifier:
     about, settings = run.data, run.config.dataset
     resize = about.resize
     if resize is None and settings.name == 'folder' and settings.image_size == about.image_shape[0]:
-        resize = settings.resize  # of a run from before it was recorded
+        resize = settings.resize  # of a run that is older than this field
     return Classifier(
         lambda images: np.asarray(apply(variables, images).logits), list(about.classes), about.image_shape,
         list(about.mean), list(about.std), resize, False, batch,
@@ -123,10 +123,10 @@ def of_run(run: run_directory.Run, batch: int) -> Classifier:
 
 
 def described(path: Path) -> tuple[Path, dict[str, Any]]:
-    """An export's file, and what it or the export.json beside it says of its input and classes.
+    """An export's file, and the description of its input and classes in the export.json beside it or in its metadata.
 
     Raises:
-      UserError: there is no such file, or nothing that says it.
+      UserError: there is no such file, or no such description.
     """
     if not path.exists():
         raise UserError(f'{path}: no such run or export')
@@ -280,7 +280,7 @@ def csv_line(cells: list[Any]) -> str:
 def run(
     path: str | Path, places: Sequence[str], *, which: str = 'last', top: int = 1, form: str = 'table', batch: int = 32
 ) -> None:
-    """Print what the run or export at `path` sees in the images at `places`; 'table', 'csv' or 'json'.
+    """Print the classes that the run or export at `path` predicts for the images at `places`; 'table', 'csv' or 'json'.
 
     Raises:
       UserError: nothing to predict with, no images, or, after all others were printed, images that cannot be read.

@@ -85,7 +85,7 @@ def tflite_model(float_model: bytes, batches: Sequence[np.ndarray], metadata: di
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the quantiser's progress bar, sizes and warning of the memory for its calibration off the terminal."""
+    """While the body runs, hide the quantiser's progress bar, its sizes and its warning about calibration's memory."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', '.*experimental_preserve_all_tensors')
@@ -93,7 +93,7 @@ def quiet() -> Iterator[None]:
 
 
 def interpreter(blob: bytes) -> Any:
-    """LiteRT's interpreter, which says what a model's tensors are; without XNNPACK, which announces itself."""
+    """LiteRT's interpreter, to read a model's tensors from; without XNNPACK, which would print a line."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES

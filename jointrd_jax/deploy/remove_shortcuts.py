@@ -6,7 +6,7 @@ The RM operation of RMNet (Meng et al., "RMNet: Equivalently Removing Residual C
     out = conv_n(relu(... conv_1(x))) + x
 
 *Reserving*: conv_1 gets as many more output channels as x has, each an identity kernel that copies one of
-x's; the ReLU leaves them alone. Convolutions in between copy them on. *Merging*: conv_n gets as many more
+x's; the ReLU does not change them. Convolutions in between copy them on. *Merging*: conv_n gets as many more
 input channels, with an identity kernel (or the projection's weights) that add x to out. A stride is taken
 by the identity kernel as the projection takes it. The price is width inside the block.
 """
@@ -30,7 +30,7 @@ def without_shortcuts(network: Network, variables: Variables) -> tuple[Network, 
     """The plain network that computes what `network` computes, and its variables.
 
     Raises:
-      UserError: there is no shortcut to remove, or one that a ReLU does not let through.
+      UserError: there is no shortcut to remove, an activation is not a ReLU, or a convolution has groups.
     """
     kinds = network.block_shortcuts()
     if set(kinds) == {'none'}:

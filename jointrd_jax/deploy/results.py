@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-FILE = 'targets.json'  # beside the artifacts that it speaks of
+FILE = 'targets.json'  # beside the artifacts that it describes
 WENT = 'goes through'
 KIB = 1024
 
 
 @dataclass
 class Row:
-    """One network on one target in one configuration; None is what the target does not say.
+    """One network on one target in one configuration; None where the target does not say.
 
     Attributes:
       target, configuration: which.

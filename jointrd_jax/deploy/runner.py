@@ -2,8 +2,8 @@
 
     python -m jointrd_jax.deploy.runner network.onnx
 
-Arrays travel as .npy with their length in front. The process knows the file and its runtime, nothing of
-the checkpoint. `Runner` is the other end.
+Arrays travel as .npy with their length in front. The process is given the file alone, not the
+checkpoint. `Runner` is the other end.
 """
 
 import io
@@ -116,7 +116,7 @@ class Runner:
     """An exported file, running in a fresh process; call it with images [B, H, W, C], use it in a `with`.
 
     Raises:
-      RuntimeError: the process ended; the message is what it said last.
+      RuntimeError: the process ended; the message is the last line of its standard error.
     """
 
     def __init__(self, path: Path):

@@ -24,7 +24,7 @@ RESNET, PLAIN, REMOVED = 'ResNet', 'plain', 'removed'
 FAMILIES = {RESNET: 'resnet', 'projection': 'projection', PLAIN: 'plain'}
 INPUTS = {'imagenet': ((224, 224, 3), 1000), 'pool_first': ((224, 224, 3), 1000), 'cifar': ((32, 32, 3), 10)}
 MIB = 2**20
-# Li et al. 2020, of ResNet-50 against the plain network; what of ours each is to be held against.
+# What Li et al. (2020) claim of the plain network against ResNet-50, each with the figure that it is compared with.
 CLAIMED_SPEED = 1.4
 CLAIMS = (
     (f'up to {CLAIMED_SPEED}x faster', 'latency of ResNet / plain'),
@@ -124,7 +124,7 @@ def arena_bytes(graph: Graph, level: str) -> int:
 
 
 def predictions() -> dict[str, tuple[str, int]]:
-    """{'vela u55-256-sram_only-size': (memory model, bytes per value)}: whose figures liveness should give."""
+    """{'vela u55-256-sram_only-size': (memory model, bytes per value)}, where liveness gives the tool's figure."""
     from jointrd_jax.deploy import bench
 
     found: dict[str, tuple[str, int]] = {}
@@ -186,7 +186,7 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     lines = [f'# Deployment report, {report["stem"]} stem', '', f'`{report["command"]}`, {report["machine"]}.', '']
     size = ' x '.join(map(str, report['image_shape'][:2]))
     lines += [f'Images of {size} pixels, batch 1, float32, width {report["width"]}, random weights.', '']
@@ -310,7 +310,7 @@ def draw_latency(models: dict[str, Any], path: Path) -> None:
 def run(
     models: list[str], stem: str, out: Path | None, rounds: int, width: int = 64, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Measure, print the tables, and write `out` if given.
+    """Measure, print the tables, write them to `out` if given, and return the figures.
 
     Raises:
       UserError: no such model, a missing extra, or an `out` that holds something.

@@ -17,7 +17,7 @@ MAGIC = b'ML\xefR'  # of MLIR bytecode
 
 @contextmanager
 def without_paths() -> Iterator[None]:
-    """What is lowered meanwhile names the source files that it came from without this machine's directories."""
+    """While the body runs, lowered programs name their source files without this machine's directories."""
     name = 'jax_hlo_source_file_canonicalization_regex'
     before = getattr(jax.config, name)
     jax.config.update(name, '.*/')
@@ -53,10 +53,10 @@ def portable(graph: Graph, platform: str, batch: int | None = None) -> bytes:
 def load_portable(bytecode: bytes) -> tuple[int, Callable[[np.ndarray], jax.Array]]:
     """The batch of a module that `portable` made, and a function that runs it on float32 images [batch, H, W, C].
 
-    jax.export runs what is in its own container: the module is put into one of the same signature.
+    jax.export runs only its own container, so the module is put into one of the same signature.
 
     Raises:
-      ValueError: not such a module.
+      ValueError: `bytecode` is not such a module.
     """
 
     def container(images: tuple[int, ...], logits: tuple[int, ...]) -> export.Exported:

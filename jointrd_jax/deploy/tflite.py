@@ -44,7 +44,7 @@ with context, ir.Location.unknown():
 
 
 def check_installed(pinned: dict[str, str] = PINNED, extra: str = 'tflite') -> None:
-    """The packages of an extra, in exactly the versions that are known to work.
+    """Check that the packages of an extra are installed, in exactly the versions that are known to work.
 
     Raises:
       UserError: missing, or another version.
@@ -56,9 +56,9 @@ def check_installed(pinned: dict[str, str] = PINNED, extra: str = 'tflite') -> N
 
 
 def max_pool(node: Node, x: jax.Array) -> jax.Array:
-    """Padded with zeros, which is right behind a ReLU; `with_own_operators` puts it right elsewhere.
+    """Max-pool padded with zeros, which is correct after a ReLU; `with_own_operators` corrects it elsewhere.
 
-    Minus infinity becomes PADV2, which TFLite-Micro rejects, and is no int8 number.
+    Padding with minus infinity would become PADV2, which TFLite-Micro rejects, and int8 cannot represent it.
     """
     size, strides = (1, node.size, node.size, 1), (1, node.stride, node.stride, 1)
     padded = jnp.pad(x, [(0, 0), *window(node), (0, 0)])
@@ -66,7 +66,7 @@ def max_pool(node: Node, x: jax.Array) -> jax.Array:
 
 
 def leaky(node: Node, x: jax.Array) -> jax.Array:
-    """As a sum that the quantiser knows; `with_own_operators` makes one operator of it."""
+    """The leaky rectifier as a sum that the quantiser supports; `with_own_operators` turns it into one operator."""
     slope = jnp.broadcast_to(node.slopes, x.shape[-1:]).reshape(1, 1, 1, -1)
     return slope * x + (1 - slope) * jnp.maximum(x, 0)
 
@@ -75,7 +75,7 @@ FORMS = COMPUTE | {'max_pool': max_pool, 'leaky_relu': leaky, 'prelu': leaky}
 
 
 def converted(graph: Graph, batch: int | None = None) -> bytes:
-    """What the converter makes of `graph`: for `packed`, or for `quantise.tflite_model` and then `packed`."""
+    """The bytes that the converter makes of `graph`: for `packed`, or for `quantise.tflite_model` and then `packed`."""
     check_installed()
     images = jax.ShapeDtypeStruct((batch or 1, *graph.image_shape), np.float32)
     bytecode = io.BytesIO()
@@ -110,7 +110,7 @@ def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
     """The same model as every runtime reads it: buffers inside, TFLite's own operators, `metadata` (JSON values) added.
 
     Writers put large buffers behind the flatbuffer, by offset. LiteRT and Vela follow that; OpenVINO refuses such a
-    file, MNN converts it to one that cannot run, and TFLite-Micro computes rubbish without an error.
+    file, MNN converts it to one that cannot run, and TFLite-Micro computes wrong results without an error.
     """
     import flatbuffers
 
@@ -134,10 +134,10 @@ def packed(raw: bytes, metadata: dict[str, Any]) -> bytes:
 
 
 def with_own_operators(found: Any) -> None:
-    """Write what neither converter nor quantiser know, in place, as the operators that TFLite has for it.
+    """Replace, in place, what converter or quantiser cannot write directly by the operators that TFLite has for it.
 
-    Each slope * x + (1 - slope) * relu(x) becomes PRELU. The zeros around a max-pool, which could be above all of the
-    window unless a ReLU is in front, become a mirrored edge: every window holds the edge, so that changes no maximum.
+    Each slope * x + (1 - slope) * relu(x) becomes PRELU. The zeros around a max-pool, which could exceed every value in
+    the window unless a ReLU comes before, become a mirrored edge, whose values are in the window already.
     """
     schema = flatbuffer_schema()
     operator, (graph,) = schema.BuiltinOperator, found.subgraphs
@@ -197,7 +197,7 @@ def without_unused_tensors(found: Any) -> None:
 
 
 def read_metadata(raw: bytes) -> dict[str, Any]:
-    """What `packed` wrote into a model; nothing where there is none."""
+    """The metadata that `packed` wrote into a model; {} where there is none."""
     schema = flatbuffer_schema()
     found = schema.ModelT.InitFromPackedBuf(raw, 0)
     for entry in found.metadata or []:

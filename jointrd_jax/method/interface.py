@@ -12,7 +12,7 @@ T = TypeVar('T')
 
 
 def required(value: T | None, what: str) -> T:
-    """`value`, which is optional and must be there for the method at hand; a ValueError names what is missing."""
+    """`value`; if it is None, a ValueError says that the method at hand needs `what`."""
     if value is None:
         raise ValueError(f'this method needs {what}')
     return value

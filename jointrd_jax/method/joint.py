@@ -10,7 +10,7 @@ first k blocks, R_{>k} the rest of R and its head. With taps k_1 < ... < k_n (bl
 
 so the gradient that reaches P's early blocks is a mixture of the one through P itself and the ones
 through R's shortcuts. f is a path's last feature map, f_R the teacher's, c a 1x1 connector, D the
-margin-ReLU distance. R sees running statistics in every path and gets no update from L.
+margin-ReLU distance. R uses its running statistics in every path and gets no update from L.
 
 Li et al., "Residual Distillation: Towards Portable Deep Neural Networks without Shortcuts",
 NeurIPS 2020, equations 3-6. Every baseline is this loss with terms left out (see `Method`).
@@ -41,11 +41,11 @@ class Method:
     taps: tuple[int, ...] = ()  # block boundaries where P crosses into R; none: no mixed path
     distill_weight: float = 0.0  # w; 0: neither connectors nor the teacher's features exist
     average_paths: bool = False  # divide L by the number of paths, as the authors' joint branch does
-    mean_of_paths: bool = False  # divide m(t) by the number of mixed paths: together they weigh what one would
+    mean_of_paths: bool = False  # divide m(t) by the number of mixed paths: together they weigh as much as one
     label_smoothing: float = 0.0
     kl_alpha: float = 0.0  # Hinton distillation: (1 - alpha) CE + alpha T^2 KL; 0: none
     kl_temperature: float = 4.0
-    mixes: bool = True  # False: m(t) is 0, the mixed paths are not run; L is divided by as many paths
+    mixes: bool = True  # False: m(t) is 0 and the mixed paths are not run; L is divided as with them
 
     @property
     def num_paths(self) -> int:
@@ -95,7 +95,7 @@ class TeacherView(NamedTuple):
     features: Float[Array, 'B h w C'] | None = None
 
     def with_outputs(self, outputs: Outputs) -> 'TeacherView':
-        """The same with what the teacher gives for the batch at hand."""
+        """This view with the teacher's outputs for the batch at hand."""
         return self._replace(logits=outputs.logits, features=outputs.features)
 
 

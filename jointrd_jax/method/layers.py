@@ -58,7 +58,7 @@ def convolve(
 ) -> Float[Array, 'B h w outputs']:
     """Convolution of `x` [B, H, W, in] with `kernel` [k, k, in / groups, out], k odd, symmetric zero padding.
 
-    Compiled for a CPU, a map of up to `AS_MATRIX` positions is multiplied by the matrix that the convolution is: XLA's
+    Compiled for a CPU, a map of up to `AS_MATRIX` positions is multiplied by the convolution's matrix: XLA's
     convolution there is many times slower on maps of up to 2x2, and quicker from 3x3 on (benchmarks/convolution.py).
     """
     height, width = x.shape[1:3]
@@ -113,7 +113,7 @@ class Conv(nn.Module):
 
 
 def wide(x: jax.Array) -> jax.Array:
-    """`x` in float32, or wider as it is."""
+    """`x` in float32; a wider dtype stays as it is."""
     return x.astype(jnp.promote_types(jnp.float32, x.dtype))
 
 

@@ -58,7 +58,7 @@ class Block(nn.Module):
     With reparam='branches' every convolution has, while training, a 1x1 convolution (where it is a 3x3 one) and, where
     it keeps the shape, the identity beside it, each with a BatchNorm of its own, and their sum goes on (RepVGG: Ding et
     al., CVPR 2021). All of it folds into the one convolution. deploy/fold.py repeats the order of a block's layers: a
-    change here is one there.
+    change here needs one there.
     """
 
     channels: int  # of its output (a bottleneck's has four times as many)
@@ -108,9 +108,9 @@ class Block(nn.Module):
 class Stem(nn.Module):
     """CIFAR: 3x3 convolution. ImageNet: 7x7 stride 2 and a 3x3 stride 2 max-pool.
 
-    pool_first, which is no published network's: the ImageNet stem with its pool before its convolution. It makes a
+    pool_first, which no published network has: the ImageNet stem with its pool before its convolution. It makes a
     map of the same size without the four times larger one in between, which is the peak of ResNet-18's and -34's
-    feature maps; a convolution of stride 4 would too, but Ethos-U55 and -U65 stop at 3.
+    feature maps; a convolution of stride 4 would too, but Ethos-U55 and -U65 support at most 3.
     """
 
     channels: int
@@ -188,7 +188,11 @@ class Network(nn.Module):
         return self.width * 2 ** (len(self.stage_sizes) - 1) * (BOTTLENECK_EXPANSION if self.bottleneck else 1)
 
     def per_block(self, choice: Any) -> tuple:
-        """A network-wide choice, spread over the blocks; one per block is passed through."""
+        """A network-wide choice, repeated for every block; choices per block as they are.
+
+        Raises:
+          UserError: they are not one for each block.
+        """
         if not isinstance(choice, (tuple, list)):
             return (choice,) * self.num_blocks
         if len(choice) != self.num_blocks:
@@ -215,7 +219,7 @@ class Network(nn.Module):
         return self.per_block(tuple(self.hidden) or tuple(self.width * 2**stage for stage in stages))
 
     def check_choices(self) -> None:
-        """Raises UserError for a choice that there is not, or not one for each block."""
+        """Raise UserError for an unknown choice, choices that are not one per block, or groups that do not fit."""
         for name, choices in (('reparam', REPARAMS), ('activation', ACTIVATIONS)):
             for choice in self.per_block(getattr(self, name)):
                 if choice not in choices:
@@ -297,8 +301,8 @@ class Network(nn.Module):
 
         delta is the identity kernel (channels beyond those that enter get only 0.1 W). With rectifiers that are nearly
         linear the network then starts as a ResNet does by its shortcuts, with gradients that keep their length through
-        any depth (Xiao et al., ICML 2018, have the same for orthogonal kernels and tanh). It is where training begins,
-        and no parametrisation: what is trained afterwards is the kernel itself.
+        any depth (Xiao et al., ICML 2018, have the same for orthogonal kernels and tanh). This only sets where
+        training begins and is no parametrisation: the kernel itself is trained.
         """
 
         def start(path: tuple, leaf: AnyArray) -> AnyArray:

@@ -17,7 +17,7 @@ def pool(x: Float[AnyArray, 'B H W C']) -> Float[Array, 'B h w C']:
     """The maximum of every window; its gradient goes to the first position, row by row, that has it.
 
     On a GPU XLA would find that position again in the backward pass (a scatter, with four maps of indices); there its
-    place in the window, one byte, is kept from the forward pass. Equal to the bit (benchmarks/step_bytes.py).
+    place in the window, one byte, is kept from the forward pass. Both agree to the bit (benchmarks/step_bytes.py).
     """
     return jax.lax.platform_dependent(jnp.asarray(x), cuda=pool_by_place, default=pool_by_window)
 
@@ -34,7 +34,7 @@ def pool_by_place(x: jax.Array) -> jax.Array:
 
 
 def seen(x: jax.Array, number: int) -> jax.Array:
-    """[B, h, w, C]: what all windows have at the place of this number."""
+    """[B, h, w, C]: the value that each window has at place `number` of `PLACES`."""
     (batch, height, width, channels), (row, column) = x.shape, PLACES[number]
     rows, columns = (height + 1) // STRIDE, (width + 1) // STRIDE
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)

@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: memory, FLOPs, bytes, collectives, donation. Read from XLA's own text."""
+"""What is known of a compiled program: memory, FLOPs, bytes, collectives, donation. From XLA's text and analyses."""
 
 import collections
 import math
@@ -34,7 +34,7 @@ def size(shape: str) -> int:
 
 
 def instructions(text: str) -> Iterator[Instruction]:
-    """Those of a module's text, all computations."""
+    """The instructions in a module's text, those of all its computations."""
     for line in text.splitlines():
         if match := INSTRUCTION.match(line):
             operands = tuple(re.findall(r'%([\w.\-]+)', match['rest'].split('), ')[0]))
@@ -84,7 +84,7 @@ def cycles(text: str) -> int:
 
 
 def operations(text: str) -> dict[str, int]:
-    """How many of which operation the entry computation has."""
+    """{operation: how often the entry computation has it}, the commonest first, without those that do no work."""
     entry = text[text.rfind('\nENTRY') :]
     count = collections.Counter(one.opcode for one in instructions(entry))
     return {name: number for name, number in count.most_common() if name not in NOT_WORK}

@@ -67,7 +67,7 @@ def of_run(config: ml_collections.ConfigDict, dataset: Dataset, mesh: jax.shardi
     """The training steps and the evaluation of one run, without those of a teacher that is trained before it.
 
     Raises:
-      UserError: batches that do not divide over the mesh, or taps that the network has not.
+      UserError: batches that do not divide over the mesh, or taps that the network does not have.
     """
     preflight.batches(config, dataset, mesh.size)
     classes = len(dataset.classes)

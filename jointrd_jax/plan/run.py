@@ -29,14 +29,14 @@ ROOM_BYTES = 64 << 20  # for the compiler's temporary files
 ANSWER_SECONDS = 0.2  # how often a signal is looked for
 KILLED = (-9, 137)
 NO_MEMORY = ('bad_alloc', 'MemoryError', 'Cannot allocate memory')  # in what a compiler without memory says
-# In what JAX or a compiler says of programs that it cannot read, or of a plug-in of another time.
+# In what JAX or a compiler says of programs that it cannot read, or of a plug-in of another version.
 MISFIT = ('Failed to parse using StableHLO', 'PJRT C API version', 'not compatible with the installed jaxlib')
 # What the compiling process must not inherit: where JAX runs, and flags for a program that runs here.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'XLA_FLAGS': ''}
 
 
 class Line:
-    """What is done now: one live line on a terminal, plain lines elsewhere; on standard error."""
+    """Shows what is being done: in one live line on a terminal, in plain lines elsewhere; on standard error."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -62,7 +62,7 @@ class Line:
 
 
 def answers(process: subprocess.Popen) -> Iterator[dict[str, Any]]:
-    """What a worker says, until it ends.
+    """The JSON objects that a worker writes, until it ends.
 
     Raises:
       Interrupted: a signal asked for a stop; the worker is ended.
@@ -139,7 +139,7 @@ def compile_for(
         )  # fmt: skip
         try:
             request = {'config': directory, 'topology': target.name, 'effort': effort, 'largest': largest}
-            print(json.dumps(request), file=process.stdin, flush=True)  # left open: its end tells that we are gone
+            print(json.dumps(request), file=process.stdin, flush=True)  # left open: the worker ends when it closes
             for answer in answers(process):
                 if 'error' in answer:
                     raise UserError(answer['error'])
@@ -177,7 +177,7 @@ def run(
       out: a file for the figures; '': none.
 
     Raises:
-      UserError: bad input, or a compiler that is missing, does not fit or gives up.
+      UserError: bad input, or a compiler that is missing, does not fit JAX or fails.
       Interrupted: a signal asked for a stop.
     """
     config_lib.validate(config)

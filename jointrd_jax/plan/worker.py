@@ -27,7 +27,7 @@ MOST_IMAGES = 1 << 16  # of a batch over all chips, in the search for the larges
 
 
 class DoesNotFit(Exception):
-    """The compiler found too little memory on a chip; its text says how much there would have to be."""
+    """The compiler found too little memory on a chip; its text says how much would be needed."""
 
 
 def compiled(
@@ -92,10 +92,12 @@ def figures(program: Program, target: chips.Target, effort: str, flops: float) -
 
 
 def most_that_fit(fits: Callable[[int], bool], first: int, most: int) -> tuple[int, bool]:
-    """The most images, up to `most` and to a step of 8 (from 64 on), that fit; whether none tried was too many.
+    """The largest number of images that fits, and whether no number that was tried was too large.
+
+    The number is at most `most`, and found in steps of 8 above 64.
 
     Args:
-      fits: whether so many do.
+      fits: whether a number of images fits.
       first: how many to try first.
     """
     low, high, too_many = 0, first, False
@@ -164,9 +166,9 @@ def serve(request: dict[str, Any], say: Any) -> None:
 
 
 def end_with_parent() -> None:
-    """Wait for the end of standard input, which is that of the process that asked, and end this one too.
+    """Wait until standard input is closed, as it is when the process that asked ends, and end this one too.
 
-    That process may be killed, and a compilation goes on for minutes.
+    That process may be killed, and a compilation would go on for minutes.
     """
     while os.read(0, 1):
         pass
@@ -175,7 +177,7 @@ def end_with_parent() -> None:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print must not be mixed with the answers
 
     def say(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=answers, flush=True)

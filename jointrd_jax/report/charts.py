@@ -29,7 +29,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten in low..high, and 2 and 5 times them where there are few; `ticks` where these are too few."""
+    """Powers of ten in low..high, where few also 3 times, or 2 and 5 times, them; `ticks` where these are too few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1,) if len(decades) > 4 else (1, 3) if len(decades) > 2 else (1, 2, 5)
     found = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]

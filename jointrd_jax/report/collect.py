@@ -17,7 +17,7 @@ from jointrd_jax.runs.checkpoint_places import DIRECTORY as CHECKPOINTS
 from jointrd_jax.runs.summary import Summary, mean_and_spread
 from jointrd_jax.system import buckets, files
 
-# Fields that do not tell variants apart: where things are, how they are kept and shown, chance.
+# Fields that do not tell variants apart: where things are, how they are kept and shown, and what is drawn at random.
 APART = ('seed', 'dataset.fold', 'dataset.data_dir', 'teacher.path', 'eval_every', 'eval_hybrids', 'eval_batch_size')
 APART_GROUPS = ('log.', 'checkpoint.')
 # Fields (by their beginning) that decide the results of these procedures alone.
@@ -201,7 +201,7 @@ def is_run(path: Path, named: bool) -> bool:
 
 
 def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, Any]]:
-    """What each export at or below `paths` says of itself, its 'path', and the 'record' of its run (None: not here)."""
+    """The export.json of each export at or below `paths`, with its 'path', 'targets' and its run's 'record' or None."""
     by_path = {buckets.resolved(record.path): record for record in records}
     by_digest = {record.summary.student_digest: record for record in records if record.summary}
     found = {}

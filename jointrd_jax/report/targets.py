@@ -10,7 +10,7 @@ from jointrd_jax.system import files
 
 
 def read(export: Path) -> dict[str, Any] | None:
-    """{'command', 'lines', 'legend'} of what lies beside an export; None if nothing does, or something else."""
+    """{'command', 'lines', 'legend'} of the targets.json beside an export; None without one of this form."""
     path = export / results.FILE
     if not path.is_file():
         return None

@@ -34,8 +34,11 @@ def size_on_disk(items: dict[str, Any]) -> int:
 
 
 def ignore_orphaned_writes() -> None:
-    """When one file of a checkpoint cannot be written, TensorStore's writes of others fail too, or end after the
-    event loop that asked for them; each would print a traceback below the one line that says what is wrong."""
+    """Hide the tracebacks of writes that fail because another did.
+
+    When one file of a checkpoint cannot be written, TensorStore's writes of others fail too, or end after the event
+    loop that asked for them; each would print a traceback below the one line that says what is wrong.
+    """
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     previous = sys.unraisablehook
 
@@ -59,9 +62,9 @@ class Checkpoints:
 
     Args:
       run: the run directory.
-      keep: how many of the newest scheduled ones to keep; None only reads.
-      scheduled: which steps the config asks for. Others (written when the run was told to stop) live
-        only until the next one, so that they change nothing about what is kept and found later.
+      keep: how many of the newest scheduled ones to keep; None: nothing is written or deleted.
+      scheduled: which steps the config asks for. Others (written when the run was told to stop) are kept
+        only until the next one, so that they do not change what is kept and found later.
       say: tells the user that a damaged checkpoint was passed over.
     """
 
@@ -136,7 +139,7 @@ class Checkpoints:
     def drop_after(self, step: int) -> None:
         """Remove what a resumed run will write again: unfinished checkpoints and those later than `step`.
 
-        What has another name than a checkpoint's (a copy, a note) is somebody else's and stays.
+        Anything whose name is not a checkpoint's (a copy, a note) is left there.
 
         Raises:
           UserError: they cannot be removed.
@@ -201,7 +204,7 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Until the last save is on disk.
+        """Wait until the last save is on disk.
 
         Raises:
           UserError: it could not be written.
@@ -243,7 +246,7 @@ class Checkpoints:
         return restored
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON values kept with a checkpoint."""
+        """The JSON values that were saved with a checkpoint."""
         with buckets.answering(self.directory):
             return files.read_json(self.place.local(step) / META)
 

@@ -25,7 +25,7 @@ STEP = re.compile(r'0|[1-9][0-9]{0,17}')
 def require_room(directory: Path, size: int) -> None:
     """Raises OSError if `directory` cannot be written to or its file system has less than `size` bytes left.
 
-    Asked before writing: when Orbax fails half-way, its other writes go on, leave files and error messages
+    Checked before writing: when Orbax fails half-way, its other writes go on, leave files and error messages
     behind, and hold up the end of the process for minutes.
     """
     tempfile.TemporaryDirectory(prefix=PROBE, dir=directory).cleanup()
@@ -34,7 +34,7 @@ def require_room(directory: Path, size: int) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Delete a checkpoint; what is left when that is interrupted does not look like one."""
+    """Delete a checkpoint; if that is interrupted, what is left no longer has a checkpoint's name."""
     if not directory.exists():
         return
     going = directory.with_name(directory.name + REMOVING)
@@ -44,7 +44,7 @@ def remove(directory: Path) -> None:
 
 
 class Disk:
-    """DIR/STEP, appearing by a rename and going by one: what is named by a step is whole, or was damaged."""
+    """Checkpoints DIR/STEP on a disk. Each comes and goes by a rename: one named by a step is whole, or was damaged."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -77,7 +77,7 @@ class Disk:
         files.sync(self.directory)
 
     def finish(self) -> None:
-        """Name what was sealed by a process that died before it could."""
+        """Give their names to checkpoints that a process sealed and could not rename before it died."""
         for partial in self.directory.glob(f'*{PARTIAL}'):
             if not partial.with_name(partial.name.removesuffix(PARTIAL)).exists() and damage(partial) is None:
                 self.publish(partial)
@@ -87,7 +87,7 @@ class Disk:
         remove(self.directory / str(step))
 
     def clear(self, kept: list[int]) -> None:
-        """Delete all checkpoints but those kept, unfinished ones too; what has another name is somebody else's."""
+        """Delete all checkpoints but those kept, unfinished ones too; anything with another name is left."""
         if not self.directory.is_dir():
             return
         names = {str(step) for step in kept}
@@ -104,8 +104,8 @@ class Disk:
 class Bucket:
     """STEP/* in a bucket, written on the local disk first and sent with the seal as the last object.
 
-    A checkpoint without its seal is none: it is being sent, being deleted (the seal goes first), or was given up. One
-    is fetched to the local disk to be read, and proves itself there.
+    A checkpoint without its seal does not count: it is being sent, being deleted (the seal goes first), or was given
+    up. To be read, a checkpoint is fetched to the local disk and checked against its seal there.
     """
 
     def __init__(self, directory: Path):
@@ -133,7 +133,7 @@ class Bucket:
         return here
 
     def forget(self) -> None:
-        """Delete what was fetched before."""
+        """Delete the local copies of checkpoints that were fetched before."""
         for path in self.scratch.iterdir():
             if STEP.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)

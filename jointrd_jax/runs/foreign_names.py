@@ -1,8 +1,8 @@
 """State dicts as training scripts write them, brought under torchvision's names.
 
 Wrappers put a prefix before every name (`module.`, `_orig_mod.`, `model.`, `backbone.`, also combined), profilers
-count beside the weights, and other codes call the classifier `linear` and a projection `shortcut`. What is done here
-follows from the names and shapes alone; where they leave a choice, nothing is guessed.
+add counters, and other code calls the classifier `linear` and a projection `shortcut`. Names and shapes alone decide
+what is done here; where they leave a choice, an error says so.
 """
 
 import re
@@ -20,7 +20,7 @@ STEM = 'conv1.weight'
 
 
 def is_counter(name: str) -> bool:
-    """Whether an array is not of the network but of a tool that counted beside it."""
+    """Whether an array is a counter that a tool added, and not part of the network."""
     return name.rpartition('.')[2] in COUNTERS
 
 

@@ -48,7 +48,7 @@ def student(config: ml_collections.ConfigDict, num_classes: int, axis_name: str 
 
 
 def slope(config: ml_collections.ConfigDict, network: Network) -> float:
-    """The slope below 0 of the student's activations, where they have one, at the start of training."""
+    """The slope below 0 of the student's activations at the start of training; 0 for ReLUs."""
     if config.model.activation == 'relu':
         return 0.0
     return config.model.slope or tailored_slope(network.rectifiers)
@@ -66,6 +66,9 @@ def tap_sets(config: ml_collections.ConfigDict, network: Network) -> tuple[tuple
     """The block boundaries of the mixed paths: as listed, spread evenly, or the ends of all stages but the last.
 
     With config.mix.tap_sets > 1 there are several such sets of the same length; each step takes one of them.
+
+    Raises:
+      UserError: the taps do not fit the network.
     """
     blocks, sets = network.num_blocks, config.mix.tap_sets
     chosen = tuple(config.mix.taps)

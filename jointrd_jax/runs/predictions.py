@@ -1,6 +1,6 @@
 """What a trained network makes of a dataset's evaluation images, batch by batch: the one pass that all readers share.
 
-Training itself only counts, on all devices at once (`train.evaluation`); everybody else asks here.
+Training itself only counts right answers, on all devices at once (`train.evaluation`); all else uses this module.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class Predicted(NamedTuple):
     Attributes:
       images: [B, H, W, C] float32, normalised as the network sees them.
       labels: [B].
-      logits: [B, classes]; None where no network was asked.
+      logits: [B, classes]; None where no network was given.
       mask: [B], False for padding and for images that could not be read.
     """
 

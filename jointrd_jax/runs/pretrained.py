@@ -23,7 +23,7 @@ def load(
     *,
     new_head: bool = False,
 ) -> Run:
-    """The network at `path` as a run; of a foreign weight file, one of `network`'s kind that saw `data`.
+    """The network at `path` as a run. A foreign weight file must hold `network`, and is taken as trained on `data`.
 
     Args:
       path: a run directory or a weight file.
@@ -31,7 +31,7 @@ def load(
       network: what a foreign weight file must hold.
       data: what a weight file that does not say otherwise was trained on.
       which: of a run's weights, 'last' or 'best'.
-      new_head: its classifier is not wanted, so it may be for other classes.
+      new_head: the caller does not want the classifier, so it may be for other classes.
 
     Raises:
       UserError: nothing there, damaged, or a weight file that does not fit.

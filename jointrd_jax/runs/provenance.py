@@ -59,7 +59,7 @@ def provenance(dataset: Dataset) -> dict[str, str]:
     found |= {f'setting {name}': str(getattr(jax.config, name)) for name in SETTINGS}
     found['XLA_FLAGS'] = ' '.join(sorted(flag for flag in flags if not flag.startswith(DEVICE_COUNT_FLAG)))
     data = {**dataset.description.to_json(), 'train_size': dataset.train_size, 'eval_size': dataset.eval_size}
-    del data['resize']  # the config says it, and runs of before it was recorded go on
+    del data['resize']  # in the config too; runs from before it was recorded can be continued without
     if dataset.device_arrays:
         sha = hashlib.sha256()
         for array in dataset.device_arrays.values():

@@ -6,7 +6,7 @@ summary.json     the result; written when the run is finished
 correct.npy      which evaluation images the last evaluation got right
 not_finite.json  {'step', 'term'} of the loss that ended the run; gone as soon as the run is continued
 checkpoints/     see `checkpoint`
-teacher/         the run directory of the teacher, if it was trained along
+teacher/         the run directory of the teacher, if this run trained it first
 """
 
 import contextlib
@@ -70,7 +70,7 @@ def digest(variables: Variables) -> str:
 def removed_if_refused(path: Path) -> Iterator[None]:
     """Remove a new run's config, and its local directory, if it is refused before it has anything else.
 
-    For who holds the directory's lock. What is raised inside is raised.
+    Only for the process that holds the directory's lock. The exception is raised again.
     """
     is_new = not (path / CONFIG).is_file()
     try:
@@ -89,7 +89,7 @@ def read_config(path: str | Path) -> ml_collections.ConfigDict:
     """The config of the run at `path`.
 
     Raises:
-      UserError: no run there, or its config is not one.
+      UserError: no run there, or its config.json is not a config.
     """
     path = buckets.place(path)
     with buckets.answering(path):
@@ -168,7 +168,7 @@ def read_correct(path: Path) -> np.ndarray | None:
 def load(path: str | Path, which: str = 'last') -> Run:
     """The network of the run at `path`: its 'last' weights or its 'best'.
 
-    Never of an older checkpoint than the newest: what is used elsewhere must be what the run's summary speaks of.
+    Only the newest checkpoint is read: what is used elsewhere must be what the run's summary describes.
 
     Raises:
       UserError: no run, no checkpoint, or a damaged one; the message says which and where.

@@ -32,7 +32,7 @@ FLOATS = {'F16': np.float16, 'BF16': None, 'F32': np.float32, 'F64': np.float64}
 WRAPPERS = ('state_dict', 'model_state_dict', 'model_state', 'model', 'net', 'network', 'module', 'weights', 'params')
 OTHERS = 200  # classes beside the weights that are stood in for
 DEPTH = 4  # of dicts within dicts
-# Modules of Python's own whose classes do nothing when they are made; any other in a pickle is an attempt.
+# Python's own modules whose classes do nothing when they are made. Any other of its modules in a pickle is refused.
 HARMLESS = {'argparse', 'collections', 'dataclasses', 'datetime', 'decimal', 'enum', 'fractions', 'functools',
             'pathlib', 'types', 'typing', 'uuid', '_codecs'}  # fmt: skip
 CONTENTS = (  # of files that are not what they are called
@@ -53,7 +53,7 @@ class StateDict(NamedTuple):
       path: the file.
       shapes: of every array, in PyTorch's layout, by torchvision's name.
       read: loads the arrays as float32.
-      about: what we wrote beside them ({'network': ..., 'data': ...}); {} in foreign files.
+      about: the metadata that `weights.save` wrote ({'network': ..., 'data': ...}); {} in foreign files.
       taken: which of the file's parts this is, where it has several; '' for all of a plain file.
     """
 
@@ -65,14 +65,14 @@ class StateDict(NamedTuple):
 
 
 def is_weight_file(path: str | Path) -> bool:
-    """Whether `path` names a file, or what would be a weight file, rather than a directory."""
+    """Whether `path` is a file; or, if nothing is there, whether it ends as a weight file does."""
     path = buckets.place(path)
     with buckets.answering(path):
         return not path.is_dir() and (path.is_file() or path.name.lower().endswith(ENDINGS))
 
 
 def open_state_dict(path: str | Path, ema: bool = False) -> StateDict:
-    """Look into a weight file (all but .safetensors need the extra [torch]).
+    """Read the names and shapes in a weight file (all but .safetensors need the extra [torch]).
 
     Args:
       path: the file.
@@ -156,7 +156,7 @@ def open_safetensors(path: Path) -> StateDict:
 
 
 class StandIn(dict):
-    """In place of an object of a class that is not a tensor's: takes whatever is done to it, and does nothing."""
+    """In place of an object of a class that is not a tensor's: accepts every argument and state, and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> 'StandIn':
         return super().__new__(cls)
@@ -182,7 +182,7 @@ def load_pickle(path: Path, torch: ModuleType, **options: Any) -> tuple[Any, lis
 
     Raises:
       UserError: it would run code.
-      Exception: whatever torch stumbles on; any bytes may be in there.
+      Exception: of any type that torch raises, since the file may hold any bytes.
     """
     others: list[str] = []
     while True:
@@ -266,7 +266,7 @@ def unreadable(path: Path, error: Exception) -> str:
 
 
 def unusable(tensor: Any, size: int, path: Path, torch: ModuleType) -> str:
-    """What makes a tensor no weights; '' if nothing does."""
+    """Why a tensor cannot be weights; '' if it can."""
     if isinstance(tensor, np.ndarray):
         return '' if tensor.dtype.kind == 'f' else f'is {tensor.dtype}; weights must be floating point'
     if tensor.layout != torch.strided:
@@ -292,7 +292,7 @@ def at(tree: Any, where: tuple[str, ...]) -> dict[str, Any]:
 
 
 def state_dicts(tree: Any, torch: ModuleType, where: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Where in nested dicts a dict of arrays with a convolution among them lies."""
+    """The place, as keys from the top, of every dict of arrays in nested dicts that has a convolution among them."""
     if not isinstance(tree, dict) or len(where) > DEPTH:
         return
     if any(isinstance(name, str) and is_array(value, torch) and value.ndim == 4 for name, value in tree.items()):
@@ -308,7 +308,7 @@ def is_average(where: tuple[str, ...]) -> bool:
 
 
 def choose(path: Path, tree: Any, others: list[str], ema: bool, torch: ModuleType) -> tuple[tuple[str, ...], str]:
-    """Where the state dict lies that is meant, and in words which that is.
+    """The place of the state dict to take, as keys from the top, and a message if there was a choice (else '').
 
     Raises:
       UserError: there is none, or several that could be.
@@ -346,7 +346,7 @@ def index(where: tuple[str, ...]) -> str:
 
 
 def no_state_dict(path: Path, tree: Any, others: list[str], torch: ModuleType) -> str:
-    """What a file without a state dict is."""
+    """The error message for a file without a state dict: what it holds instead."""
     modules = isinstance(tree, StandIn) or any(name.startswith('torch.nn.modules') for name in others)
     if modules:
         return (

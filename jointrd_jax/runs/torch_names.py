@@ -3,8 +3,8 @@
 Two naming schemes share everything but the prefix of stem and stages: torchvision's ResNet (`conv1`,
 `bn1`, `layer1.0.conv1`, ...) and the JointRD authors' (`conv1.0`, `conv1.1`, `layers.0.0.conv1`, ...).
 Kernels are OIHW there and HWIO here; the classifier is transposed. Dirac's `alpha` and `beta` keep
-their names beside the convolution's `weight`; a PReLU's slope is its `weight`, as in torch.nn.PReLU. What
-else our blocks have (`conv1_1x1`, `bn1_identity`, `act1`) is there under the name that it has here.
+their names beside the convolution's `weight`; a PReLU's slope is its `weight`, as in torch.nn.PReLU. Other
+parts of our blocks (`conv1_1x1`, `bn1_identity`, `act1`) keep their names.
 """
 
 from collections.abc import Iterator

@@ -21,16 +21,16 @@ from jointrd_jax.system import buckets, files
 
 __all__ = ['ENDINGS', 'METADATA', 'is_weight_file', 'open_state_dict']  # of state_dicts, for callers of this module
 
-MARKS = {'dirac': 'conv1.alpha', 'branches': 'bn1_1x1.weight'}  # by which a parametrisation is known
+MARKS = {'dirac': 'conv1.alpha', 'branches': 'bn1_1x1.weight'}  # a name that only this parametrisation has
 
 
 class Weights(NamedTuple):
     """A network read from a weight file.
 
     Attributes:
-      network: of it.
+      network: the module.
       variables: {'params', 'batch_stats'}, host arrays.
-      data: as in `runs.Run`; None in foreign files.
+      data: as in `run_directory.Run`; None in foreign files.
       taken: which of the file's parts it is, where the file has several; else ''.
     """
 
@@ -127,17 +127,17 @@ def load(
     ema: bool = False,
     new_head: bool = False,
 ) -> Weights:
-    """Read a weight file as `network`, or as the network that it describes or seems to be.
+    """Read a weight file: as `network`, or else as the network that its metadata or its names and shapes describe.
 
     Args:
       path: the file.
-      network: which one it must be; None: the one it is.
-      image_channels: what it must see; None: what it does.
-      ema: the exponential moving average of the weights that the file holds beside them.
+      network: what the file must hold; None: any network.
+      image_channels: of the images that the network must take; None: any number.
+      ema: take the exponential moving average of the weights that the file holds beside them.
       new_head: the caller does not want the classifier: it may be for other classes than `network`'s, or not there.
 
     Raises:
-      UserError: see `open_state_dict`; or it does not fit, and the message lists every difference.
+      UserError: see `open_state_dict`; or the file does not fit, and the message lists every difference.
     """
     state = open_state_dict(path, ema)
     if new_head and foreign_names.missing_head(state.shapes):
@@ -167,7 +167,7 @@ NETWORK_FIELDS = (
 
 
 def described_network(state: StateDict) -> Network | None:
-    """The network that a file of ours says it holds."""
+    """The network that the metadata of a file of ours describe; None for foreign files."""
     if 'network' not in state.about:
         return None
     try:
@@ -190,7 +190,11 @@ def described_network(state: StateDict) -> Network | None:
 
 
 def described_data(state: StateDict, network: Network, channels: int) -> DataDescription | None:
-    """What a file of ours says its network was trained on."""
+    """The data that the metadata of a file of ours describe; None for foreign files.
+
+    Raises:
+      UserError: they do not fit the network, or are damaged.
+    """
     about = state.about.get('data')
     if about is None:
         return None

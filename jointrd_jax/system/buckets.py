@@ -2,8 +2,8 @@
 
 etils.epath gives a path in a bucket the methods of pathlib, over fsspec's gcsfs and s3fs (extras [gcs] and [s3]); these
 find credentials, endpoints and proxies as their documentation says. A store writes one object whole or not at all, but
-it does not rename, append or lock. So a directory is made on the local disk and sent with the file that vouches for
-it last (`send`), and a place is owned by a lease (`Lease`).
+it does not rename, append or lock. So a directory is made on the local disk and sent, the file that
+marks it as complete last (`send`), and a process owns a place by a lease (`Lease`).
 """
 
 import atexit
@@ -77,9 +77,9 @@ def place(text: str | os.PathLike) -> Path:
 
 
 def prepared_epath() -> Any:
-    """The module etils.epath, set so that what others write is seen and nothing but fsspec is asked."""
+    """The module etils.epath, set to use fsspec alone and to see what other processes write."""
     os.environ.setdefault('EPATH_USE_TF', 'false')  # else the answer depends on whether TensorFlow is installed
-    os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # asks for the kind of every bucket, aloud
+    os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # else it asks and logs every bucket's kind
     import fsspec.config
     from etils import epath
 
@@ -93,7 +93,7 @@ def prepared_epath() -> Any:
         'fsspec',
         'asyncio',
         'google.auth',
-    ):  # tell of every try; the last error reaches us
+    ):  # they log every try; the last error is raised
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return epath
 
@@ -107,7 +107,7 @@ def filesystem(path: Path) -> Any:
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """What a disk or a bucket that does not answer raises."""
+    """The exceptions that a disk, or a bucket that does not answer, raises."""
     found = [getattr(sys.modules.get(module), name, None) for module, name in FAILURES]
     return (OSError, *(error for error in found if error))
 
@@ -147,7 +147,7 @@ def find(directory: Path, name: str) -> list[Path]:
 
 
 def names(directory: Path) -> list[str]:
-    """What lies directly in a place in a bucket; nothing where it does not exist."""
+    """The names directly in a place in a bucket; [] where it does not exist."""
     remote = filesystem(directory)
     try:
         return [name.rstrip('/').rpartition('/')[2] for name in remote.ls(os.fspath(directory), detail=False)]
@@ -221,7 +221,7 @@ def resolved(path: Path) -> Path:
 
 
 def kept_until_exit() -> Path:
-    """A new local directory that goes when this process ends."""
+    """A new local directory, which is deleted when this process ends."""
     directory = Path(tempfile.mkdtemp(prefix='jointrd-'))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
@@ -239,8 +239,9 @@ def local_copy(path: Path) -> Path:
 class Lease:
     """Owning a place in a bucket: the object .lock, renewed by a thread every few seconds.
 
-    Who starts and finds a lock watches it: one that changes has a living owner, one that stays the same for
-    `DEAD_SECONDS` (or whose process on this host is gone) has a dead one and is taken over; no clocks are compared.
+    A process that starts and finds a lock watches it. If it changes, its owner is alive; if it stays the same for
+    `DEAD_SECONDS` (or its process on this host is gone), the owner is dead and the lock is taken over. No clocks are
+    compared.
     Taking a lock that is not there is exclusive (a conditional write). Of several that take over a dead owner's lock in
     the same second the last writer owns it; the others see that a second later, or when they `check`, as everyone
     does before a checkpoint.

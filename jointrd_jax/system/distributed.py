@@ -111,7 +111,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """For a body that waits for other processes: if one of them has ended, an error says so in one line.
+    """For a body that waits for other processes: turn the error after the end of one of them into one line.
 
     Raises:
       UserError: JAX lost the connection to another process. (Where it notices by its heartbeat alone, as on GPUs,
@@ -152,7 +152,7 @@ def sync(name: str) -> None:
 
 
 def agree(config: dict[str, Any], what: str = 'config') -> None:
-    """Check that every process has the same (flat) config, or `what` else is given as one.
+    """Check that every process has the same (flat) config, or other values, which `what` names in the message.
 
     Raises:
       UserError: on every process, with the fields and values that differ.

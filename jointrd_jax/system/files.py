@@ -141,7 +141,7 @@ def sha256(path: Path) -> str:
 
 
 def check_new(directory: Path) -> None:
-    """A directory to make must not be there yet, or be empty.
+    """Check that `directory` is not there yet, or is empty.
 
     Raises:
       UserError: it holds something, or is a file.
@@ -157,7 +157,11 @@ def absolute(path: str | os.PathLike) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file, if it is there.
+
+    Raises:
+      UserError: it cannot be deleted.
+    """
     try:
         path.unlink(missing_ok=True)
     except buckets.failures() as error:
@@ -179,9 +183,9 @@ def make_parent(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(directory: Path, last: str = '') -> Iterator[Path]:
-    """A temporary directory to fill, which becomes `directory` when the body ends well and else vanishes.
+    """A temporary directory to fill, which becomes `directory`, or is deleted if the body raises.
 
-    In a bucket its files are sent then, the one called `last` after all others: where it is, they are.
+    To a bucket its files are sent at the end, the one called `last` after all others, so if it is there, all are.
 
     Raises:
       UserError: `directory` holds something already, or nothing can be written there.

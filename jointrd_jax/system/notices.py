@@ -1,4 +1,4 @@
-"""What a person should know that is no error: a line on standard error, once, however often it comes up."""
+"""Notices, which are not errors: each a line on standard error, printed once, however often it is given."""
 
 import contextlib
 import functools

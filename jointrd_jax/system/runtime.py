@@ -36,7 +36,7 @@ def installed_platforms() -> list[str]:
 
 
 def check_platforms() -> None:
-    """JAX_PLATFORMS and JAX_PLATFORM_NAME must name what is installed.
+    """Check that JAX_PLATFORMS and JAX_PLATFORM_NAME name installed platforms.
 
     Raises:
       UserError: another name, or a platform whose plug-in is not there.
@@ -80,7 +80,7 @@ def tpu_is_here() -> bool:
 
 
 def configure() -> None:
-    """Persistent compilation cache, and no search for a TPU in vain. What JAX's own variables say wins."""
+    """Persistent compilation cache, and no search for a TPU in vain. JAX's own variables take precedence."""
     quieten()
     chosen = os.environ.get('JAX_PLATFORMS') or os.environ.get('JAX_PLATFORM_NAME')
     if not chosen and installed_platforms() == ['cpu', 'tpu'] and not tpu_is_here():

@@ -45,7 +45,7 @@ def clear() -> None:
 
 @contextlib.contextmanager
 def work_at_stake() -> Iterator[None]:
-    """In the body a first signal waits for `requested` to be read; elsewhere it ends the process."""
+    """While the body runs, a first signal only makes `requested` return it; elsewhere it ends the process."""
     global _at_stake
     _at_stake = True
     try:

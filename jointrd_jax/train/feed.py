@@ -12,7 +12,7 @@ import jax
 AHEAD = 2  # batches ready on the devices beside those in flight: one is taken while the next is being moved
 IN_FLIGHT = 2  # calls of the device that Python may be ahead of it
 LOOK_SECONDS = 0.05  # between looks at whether a stop was asked for, while the input is waited for
-LATE_SECONDS = 1e-3  # a step that waits longer for its batch has waited
+LATE_SECONDS = 1e-3  # a step that waits longer than this for its batch counts as late
 
 T = TypeVar('T')
 
@@ -26,7 +26,7 @@ class Feed(Generic[T]):
 
     Attributes:
       taken: how many items were taken.
-      late: how many of them had to be waited for, but for the first, which nothing could be made ahead of.
+      late: how many of them had to be waited for; the first, which cannot be made ahead, does not count.
     """
 
     def __init__(self, items: Iterable[T], ahead: int = AHEAD):
@@ -43,7 +43,7 @@ class Feed(Generic[T]):
                 self._put((next(items), None))
         except StopIteration:
             pass
-        except BaseException as error:  # whatever it is, it is the consumer's to raise
+        except BaseException as error:  # of any kind: `take` raises it
             end = (None, error)
         finally:
             if isinstance(items, Generator):
@@ -62,7 +62,7 @@ class Feed(Generic[T]):
 
         Raises:
           StopIteration: there are no more.
-          Exception: what making it raised.
+          Exception: the one that `items` raised.
         """
         began = time.monotonic()
         while True:
@@ -85,7 +85,7 @@ class Feed(Generic[T]):
 
 
 class InFlight:
-    """Bounds how far Python is ahead of the device, so that batches cannot fill its memory and a stop is soon."""
+    """Bounds how far Python is ahead of the device, so that batches cannot fill its memory and a stop comes soon."""
 
     def __init__(self, most: int = IN_FLIGHT):
         self.most, self._results = most, collections.deque()

@@ -1,8 +1,8 @@
 """Where the student's gradient comes from: through the teacher's later blocks, or through the student itself.
 
-L = m * A + B, A being what the mixed paths lose and B what the student itself loses (see `joint`). The two
+L = m * A + B, where A is the loss of the mixed paths and B that of the student itself (see `joint`). The two
 gradients are computed apart, by two backward passes, in a program of its own, so that the training
-step costs nothing more. config.log.gradients says in which epochs it runs.
+step itself costs no more. config.log.gradients says in which epochs it runs.
 """
 
 from collections.abc import Callable

@@ -29,7 +29,7 @@ class History:
     Attributes:
       best_top1: of the best evaluation, percent (-1: none yet).
       best_epoch: the epoch of the best evaluation (0: none yet).
-      last: {'step'} of the last finished epoch, with its accuracies.
+      last: {'step'} of the last finished epoch, with its accuracies and speed.
       lines: of metrics.jsonl, as text.
       gradient_samples: measurements of gradients in the epoch under way (see `gradients.Probe`).
       rollbacks: {'step', 'term', 'to'} of each loss that was not finite.
@@ -55,7 +55,7 @@ class History:
         """The history in a checkpoint's metadata (`dataclasses.asdict` of one).
 
         Raises:
-          UserError: it is none; the message begins with `where`.
+          UserError: `value` is not one; the message begins with `where`.
         """
         if not isinstance(value, dict) or value.keys() != {field.name for field in dataclasses.fields(cls)}:
             raise UserError(f'{where} does not hold the history of a run of this version')
@@ -67,7 +67,7 @@ class History:
         return self.last.get('step') == step
 
     def add_epoch(self, line: dict[str, Any], accuracies: dict[str, float]) -> dict[str, Any]:
-        """Finish an epoch: `line` ({'epoch', 'step', ...}) completed by what it was evaluated to, if it was."""
+        """Finish an epoch: return `line` ({'epoch', 'step', ...}) with its accuracies, if it was evaluated."""
         line = {**line, **accuracies}
         if self.best_epoch:
             line['best_top1'] = self.best_top1

@@ -31,13 +31,13 @@ class Job:
       config: the run's.
       workdir: the run's.
       plan: the run that passed all checks, with its frozen teacher if it has one.
-      reporter: tells the user what is waited for.
+      reporter: shows the user what is waited for.
 
     Attributes:
       mesh: all devices of all hosts.
       device_arrays: the dataset's, on every device.
       teacher: the frozen one, evaluated; None if there is none.
-      frozen: what the steps see of it.
+      frozen: the teacher as the steps take it; None if there is none.
       student: the network that is trained, as `networks` has it.
       mixing_weights: m(t) by epoch.
       schedule: step -> learning rate.
@@ -45,7 +45,7 @@ class Job:
       slope: step -> that of annealed activations; None where there are none.
 
     Raises:
-      UserError: the teacher is not what its run recorded.
+      UserError: the teacher's accuracy is not the one that its run recorded, or too low to be of use.
       Interrupted: a signal asked for a stop while the teacher was evaluated.
     """
 
@@ -86,7 +86,12 @@ class Job:
         self._train_steps: dict[tuple[Method, int], Callable] = {}
 
     def evaluated(self, teacher: Teacher) -> Teacher:
-        """The teacher with its accuracy on this run's images, which must be the recorded one."""
+        """The teacher with its accuracy on this run's images.
+
+        Raises:
+          UserError: it is not the recorded one, or too low to be of use (see `teacher.check_useful`).
+          Interrupted: a signal asked for a stop meanwhile.
+        """
         # The same program as the teacher's own run compiled.
         eval_step = step_lib.make_eval_step(self.dataset, Networks(teacher.network), ())
         with self.reporter.waiting('evaluating the teacher'):

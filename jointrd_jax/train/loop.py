@@ -43,8 +43,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, reporter: Report
     """Train what `config` says in `workdir` and return the summary; continue what is already there.
 
     Raises:
-      UserError: anything wrong with the config, data, teacher or checkpoints. Nothing is made before config and
-        data are known to be good.
+      UserError: anything wrong with the config, data, teacher or checkpoints. Nothing is written before config and
+        data are checked.
       NotFinite: a loss that is not finite, a UserError too.
       Interrupted: a signal asked for a stop; the run is checkpointed and the same call continues it.
     """
@@ -151,7 +151,7 @@ class Trainer:
             return result.write(self.job, self.position)
 
     def take_steps(self) -> None:
-        """From the position to the last step.
+        """Take the steps from the position to the last.
 
         Raises:
           Diverged: a loss term was not finite.
@@ -222,7 +222,7 @@ class Trainer:
             self.probe.record(step, self.position.state, job.frozen, job.device_arrays, sharded)
 
     def show_samples(self, batch: Batch) -> None:
-        """Augmented images of a batch to the trackers, as the coming step sees them."""
+        """Give the trackers the augmented images of a batch, as the coming step takes them."""
         job = self.job
         if trackers_lib.wanted(job.config):  # computed on every host, written by the first
             preprocess = jax.jit(job.dataset.preprocess, out_shardings=step_lib.replicated(job.mesh))
@@ -276,7 +276,8 @@ class Trainer:
     def end_epoch(self, step: int) -> bool:
         """At the end of an epoch: evaluate if that is due, keep the best, and write the epoch's line, once.
 
-        Left undone (False) if a stop is asked for meanwhile; the run does it first when it is continued.
+        Return whether this was done now. It is not if a stop is asked for meanwhile; the run then does it first when it
+        is continued.
         """
         job, position, history = self.job, self.position, self.position.history
         epoch, since = divmod(step, job.steps_per_epoch)

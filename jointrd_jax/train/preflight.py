@@ -1,4 +1,4 @@
-"""What must agree before a run starts: batches, workdir, teacher, initial weights. Each raises UserError."""
+"""What must agree before a run starts: batches, workdir, teacher, initial weights. All but `stem` raise UserError."""
 
 import json
 from pathlib import Path
@@ -26,13 +26,14 @@ HARMLESS = (
     'teacher.path',
     *LOGGING,
 )
-SMALL, LARGE = 64, 128  # pixels a side: below the one a stem with stride, above the other one without is a mistake
+# Pixels a side: a stem with stride is a likely mistake below SMALL, one without stride above LARGE.
+SMALL, LARGE = 64, 128
 # What two networks must share to have the same blocks.
 SHAPE_FIELDS = ('stage_sizes', 'bottleneck', 'width', 'stem_kind')
 
 
 def batches(config: ml_collections.ConfigDict, dataset: data.Dataset, devices: int) -> None:
-    """Batches must divide over so many devices and fit the data."""
+    """Check that batches divide over that many devices and fit the data."""
     for name in ('batch_size', 'eval_batch_size'):
         size = config[name]
         if size % devices:
@@ -69,7 +70,7 @@ def stem(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
 
 
 def workdir(config: ml_collections.ConfigDict, directory: Path) -> None:
-    """A workdir belongs to one config; only fields that cannot change the result may differ."""
+    """Check that a run in `directory` has this config; only fields that cannot change the result may differ."""
     if not (directory / run_directory.CONFIG).exists():
         return
     before = files.read_json(directory / run_directory.CONFIG)
@@ -79,7 +80,7 @@ def workdir(config: ml_collections.ConfigDict, directory: Path) -> None:
 
 
 def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], directory: Path) -> None:
-    """The flat config that the run in `directory` began with allows only harmless differences."""
+    """Check that `config` differs only in harmless fields from `before`, the flat config of the run in `directory`."""
     now = json.loads(json.dumps(config_lib.flatten(config)))
     before = json.loads(json.dumps(config_lib.flatten(config_lib.default()))) | before  # fields that came later
     if others := sorted(before.keys() - now.keys()):
@@ -90,7 +91,7 @@ def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], direc
     decisive = set()
     if config.nan.action == 'rollback':  # it goes to the newest scheduled checkpoint
         decisive.add('checkpoint.every_steps')
-    if config.steps_per_dispatch > 1:  # these part the steps that are taken at once, by a program with its own rounding
+    if config.steps_per_dispatch > 1:  # these decide which steps are taken in one call, which changes rounding
         decisive |= {'checkpoint.every_steps', 'log.gradients'}
     harmless = set(HARMLESS) - decisive
     changed = [
@@ -103,7 +104,7 @@ def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], direc
 
 
 def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.Dataset) -> Run | None:
-    """What `config.restore` names; it must hold the same network, for the same classes unless the head is new."""
+    """The run that `config.restore` names, or None; its network must fit, and its classes unless the head is new."""
     if config.restore_head == 'new' and not config.restore:
         raise UserError(
             'config.restore_head=new needs config.restore=RUN, the run to start from (see configs/finetune.py)'
@@ -126,7 +127,7 @@ def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.D
 
 
 def same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> None:
-    """Two networks must agree in `fields`; the error names both sides."""
+    """Check that two networks agree in `fields`; the error names both sides."""
     for field in fields:
         if getattr(there, field) != getattr(here, field):
             raise UserError(

@@ -62,7 +62,7 @@ class Reporter:
         return Reporter(label, self.console, self.every_seconds, self.quiet, nested=True)
 
     def say(self, message: str) -> None:
-        """One line that stays, as it is: brackets in a path are no markup."""
+        """Print one line that stays; brackets in it are not taken for markup."""
         if not self.quiet:
             self.console.print(Text(f'[{self.label}] {message}'), soft_wrap=True)
 
@@ -85,7 +85,7 @@ class Reporter:
             self.display.step(step)
 
     def terms(self, terms: Callable[[], dict[str, float]]) -> None:
-        """Loss terms so far in this epoch, asked for only where they can be shown."""
+        """Show the loss terms of this epoch so far; `terms` is called only where they can be shown."""
         if self.display:
             self.display.line.update(terms())
 
@@ -110,7 +110,7 @@ class Reporter:
             timer.cancel()
 
     def first_call(self, what: str, function: Callable) -> Callable:
-        """`function`, its first call (which compiles it) as a named wait."""
+        """`function`, whose first call (which compiles it) is shown as a wait for `what`."""
         called = False
 
         def call(*arguments: Any) -> Any:
@@ -125,7 +125,7 @@ class Reporter:
         return call
 
     def epoch(self, line: dict[str, Any], epochs: int) -> None:
-        """An epoch: a line of metrics.jsonl."""
+        """Show a finished epoch, given its line of metrics.jsonl."""
         if self.display:
             self.display.line.update(line)
             self.display.rate = line['images_per_second']  # an epoch may be too short to take one in it
@@ -136,7 +136,7 @@ class Reporter:
             self.say(one_line(line, epochs))
 
     def table(self, title: str, rows: list[tuple[str, ...]], header: tuple[str, ...]) -> None:
-        """A final table."""
+        """Print a final table."""
         if self.quiet and self.nested:
             return
         table = Table(title=Text(title, style='italic'), title_justify='left')

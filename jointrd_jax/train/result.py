@@ -13,7 +13,7 @@ LATE = 0.1  # of the last epoch's calls: above it, waiting for input is pointed 
 
 
 def write(job: Job, position: Position) -> Summary:
-    """Write and return the summary."""
+    """Return the summary; the first process writes it as summary.json."""
     config, history = job.config, position.history
     network, last = job.student, history.last
     shortcuts = network.shortcuts if isinstance(network.shortcuts, str) else ','.join(network.shortcuts)
@@ -56,7 +56,7 @@ def write(job: Job, position: Position) -> Summary:
 
 
 def show(summary: Summary, reporter: Reporter) -> None:
-    """The final table of a run."""
+    """Print the final table of a run."""
     keys = ('procedure', 'dataset', 'model', 'shortcuts', 'seed', 'epochs', 'last_top1', 'best_top1', 'teacher_top1')
     values = {key: getattr(summary, key) for key in keys}
     rows = [(key, '-' if value is None else str(value)) for key, value in values.items()]

@@ -41,7 +41,7 @@ def roll_back(job: Job, checkpoints: Checkpoints, position: Position, error: Div
     """The position of the last scheduled checkpoint (or the start), with a lower learning rate.
 
     Everything here follows from that checkpoint and the steps after it, so a run that is killed
-    and continued takes the same way.
+    and continued ends the same.
 
     Raises:
       NotFinite: config.nan.action is 'stop', or there were as many rollbacks as allowed.
@@ -62,7 +62,7 @@ def roll_back(job: Job, checkpoints: Checkpoints, position: Position, error: Div
 
 
 def give_up(job: Job, checkpoints: Checkpoints, error: Diverged, rollbacks: int) -> NotFinite:
-    """The error that ends the run; not_finite.json says the same to other programs."""
+    """The error that ends the run; its step and term are also written to not_finite.json."""
     if distributed.is_first():
         files.write_json(job.workdir / run_directory.NOT_FINITE, error.fault)
     again = f' after {rollbacks} rollbacks' if rollbacks else ''
@@ -85,6 +85,6 @@ def advice(config: ml_collections.ConfigDict) -> str:
 
 
 def forget_fault(workdir: Path) -> None:
-    """Remove not_finite.json: a run that goes on did not end by the loss that it names."""
+    """Remove not_finite.json, which names the loss that ended the run: it is being continued."""
     if distributed.is_first():
         files.remove(workdir / run_directory.NOT_FINITE)

@@ -174,7 +174,11 @@ def update_teacher(
     labels: jax.Array,
     rate_scale: jax.Array,
 ) -> tuple[LearningTeacher, Outputs, jax.Array]:
-    """The teacher's own step on CE(R(x), y) with batch statistics ("from scratch"); its outputs from before it."""
+    """One step of the teacher on CE(R(x), y) with batch statistics ("from scratch").
+
+    Returns:
+      The teacher after the step; its outputs and its loss before it.
+    """
 
     view, before = teacher.view, teacher.view.variables['params']
 
@@ -227,9 +231,9 @@ def with_items(template: TrainState, items: dict[str, Any]) -> TrainState:
 
 
 def averaged(average: Variables, student: Variables, step: jax.Array, decay: float) -> Variables:
-    """The exponential moving average after one more step; a shorter one over the first.
+    """The exponential moving average after one more step; over the first steps it is shorter.
 
-    What training sets by a schedule (the slope of annealed activations) is as it is, not averaged.
+    The slope of annealed activations, which a schedule sets, is copied, not averaged.
     """
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
 
@@ -251,8 +255,8 @@ def make_device_step(
 ) -> Callable:
     """(state, frozen teacher or None, images, labels) -> state: one step on one device's share of the batch.
 
-    `mixing_weight` is of the epoch, which starts the sums of the terms anew. `slope` is of the step, that of the
-    student's annealed activations. `ema_decay` is that of the student's average, where the state has one.
+    `mixing_weight` takes the epoch; `slope` takes the step and gives the slope of the student's annealed activations.
+    `ema_decay` is that of the student's average, where the state has one. The sums of the terms start anew each epoch.
     """
 
     def device_step(state: TrainState, frozen: TeacherView | None, images: jax.Array, labels: jax.Array) -> TrainState:

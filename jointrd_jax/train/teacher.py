@@ -79,7 +79,7 @@ def check_record(teacher: Teacher, top1: float, which: str, dataset: data.Datase
 def check_useful(teacher: Teacher, top1: float, least: float, dataset: data.Dataset) -> None:
     """Raises UserError if `top1` is below `least` percent, or (a negative `least`) no better than guessing.
 
-    Where its own run measured it on these images, it is what it was meant to be, and only a positive `least` counts.
+    A teacher whose own run measured it on these images may be no better than guessing; `least` holds for it too.
     """
     images = (
         f'{teacher.origin} reaches {top1:.2f} % top-1 on the {dataset.eval_size} evaluation images of {dataset.name}'

@@ -1,7 +1,7 @@
 """Where a run's numbers go beside metrics.jsonl: TensorBoard event files, and one tracking service.
 
-Both are optional extras and are asked for by config.log. A missing package is said before anything is
-trained; a tracker that cannot write any more is given up with one line, and the run goes on.
+Both are optional extras and are asked for by config.log. A missing package is an error before anything
+is trained; a tracker that cannot write any more is given up with one line, and the run goes on.
 """
 
 import abc
@@ -25,7 +25,7 @@ from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import buckets, distributed, files
 
 SHOWN_IMAGES = 16  # augmented training images, when a run begins
-WANDB_ID = 'wandb_id'  # file of the run: which run it is there
+WANDB_ID = 'wandb_id'  # file in the run's directory with its id at Weights & Biases
 WANDB_MODES = ('online', 'offline', 'disabled', 'shared', 'dryrun', 'run')
 WANDB_SECONDS = 15
 TENSORBOARD = 'tensorboard'  # subdirectory of the run
@@ -56,7 +56,7 @@ class Tracker(abc.ABC):
 
 
 class TensorBoard(Tracker):
-    """Event files in RUN/tensorboard, written without TensorFlow; a resumed run hides the points it takes again.
+    """Event files in RUN/tensorboard, written without TensorFlow; a resumed run replaces the points of repeated steps.
 
     Written from this thread: tensorboardX's SummaryWriter hands over to one of its own, and when that dies of a full
     disk, the next write waits for it for ever.
@@ -112,8 +112,8 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """Weights & Biases, as its own variables say: WANDB_MODE=offline keeps everything in RUN/wandb, and WANDB_PROJECT,
-    WANDB_NAME and WANDB_RUN_ID name the run. A resumed run continues its own."""
+    """Weights & Biases, set by its own variables: WANDB_MODE=offline keeps everything in RUN/wandb, and WANDB_PROJECT,
+    WANDB_NAME and WANDB_RUN_ID name the run. A resumed run continues its record."""
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, step: int):
         self.wandb = require('wandb', 'wandb')
@@ -142,7 +142,7 @@ class WandB(Tracker):
 
 
 def local_directory(place: Path) -> Path:
-    """`place`, or for one in a bucket a directory on the disk that goes with this process."""
+    """`place`, or for one in a bucket a directory on the disk that is deleted when this process ends."""
     if not buckets.is_remote(place):
         place.mkdir(parents=True, exist_ok=True)
         return place
@@ -251,7 +251,7 @@ class Trackers:
             self.say_given_up(type(tracker), error)
 
     def samples(self, step: int, dataset: Any, images: jax.Array, labels: jax.Array) -> None:
-        """What the network sees of a training batch: normalised, augmented `images`."""
+        """Record the first images of a training batch as the network takes them: normalised and augmented."""
         number = min(SHOWN_IMAGES, len(labels))
         if self.all and number:
             pixels = dataset.description.to_uint8(jax.device_get(images[:number]))
@@ -260,7 +260,7 @@ class Trackers:
                 self.tell(tracker, lambda tracker: tracker.images(step, 'augmented', pixels, captions))
 
     def epoch(self, line: dict[str, Any], student: Variables) -> None:
-        """An evaluated epoch: its line of metrics.jsonl, and histograms of the weights if they are due."""
+        """Record an epoch: its line of metrics.jsonl, and histograms of the weights, where these are due."""
         epoch, step = line['epoch'], line['step']
         values = {name: value for name, value in line.items() if name not in ('epoch', 'step')}
         with_histograms = self.config.log.histograms and self.due(epoch, self.config.log.histograms)

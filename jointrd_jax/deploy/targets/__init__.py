@@ -8,7 +8,7 @@ another environment (see `worker`). It says
     INSTALL                    how to get it: of 'jointrd_jax[EXTRA]', or into an environment of its own
     CONFIGURATIONS             {name: {'takes': kind of artifact, ...}}; 'predicted': (memory model, bytes per value)
                                where the liveness model should give the tool's own figure
-    measure(request) -> dict   fields of `results.Row`; a `Failure` (its last line) is the tool's own reason
+    measure(request) -> dict   fields of `results.Row`; if it raises, the exception's last line is the row's reason
 
 `request` is what `bench` writes: 'artifact' (a path), 'baseline' (the same of the network to compare with, or None),
 'configuration' (its dict), 'images' (an .npz of images [B, H, W, C] as the network takes them, labels, and logits of

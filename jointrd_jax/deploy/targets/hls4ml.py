@@ -18,7 +18,7 @@ CONFIGURATIONS = {'vitis-stream': {'takes': 'onnx'}}
 
 
 def fixed_batch(path: str, directory: str, image_shape: list[int]) -> str:
-    """The model with one image a call, as qonnx wants it."""
+    """The path of a copy of the model with batch size 1, which qonnx needs."""
     import onnx
     from onnx.tools import update_model_dims
 

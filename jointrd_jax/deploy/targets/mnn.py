@@ -15,7 +15,7 @@ CONFIGURATIONS = {'float32': {'takes': 'onnx'}}  # it converts the int8 TFLite f
 
 
 def converted(path: str, directory: str) -> str:
-    """The network as MNN's own file.
+    """Convert the network to MNN's own file, and return its path.
 
     Raises:
       RuntimeError: the converter's reason.

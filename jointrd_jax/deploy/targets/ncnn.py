@@ -17,7 +17,7 @@ CONFIGURATIONS = {'float32': {'takes': 'onnx'}}
 
 
 def converted(path: str, directory: str, image_shape: list[int]) -> tuple[str, str]:
-    """The network as ncnn's own two files, by pnnx.
+    """Convert the network to ncnn's own two files by pnnx, and return their paths.
 
     Raises:
       RuntimeError: the converter's reason.

@@ -24,7 +24,7 @@ LAYER = re.compile(r'\d+ +\S+ +\S+ +(NPU|CPU) .* (\d+)/(\d+)/(\d+) +\d+')
 
 @contextlib.contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Send all that is printed meanwhile, by native code too, to a file."""
+    """While the body runs, send everything printed, by native code too, to the file `path`."""
     kept = os.dup(1), os.dup(2)
     with path.open('wb') as file:
         for number in (1, 2):
@@ -38,7 +38,7 @@ def logged(path: Path) -> Iterator[None]:
 
 
 def calibration_list(images: Any, directory: Path) -> str:
-    """Images, NCHW, as the files that the tool reads; the path of their list."""
+    """Write images [N, H, W, C] as the files (NCHW) that the tool reads; return the path of their list."""
     import numpy as np
 
     names = []

@@ -19,7 +19,7 @@ ARENA = 256 * 2**20  # bytes to begin with; what was used of them is reported
 
 @contextmanager
 def printed(into: list[str]):
-    """Collect what native code prints meanwhile."""
+    """While the body runs, collect what native code prints; at its end the lines are added to `into`."""
     with tempfile.TemporaryFile('w+') as file:
         kept = os.dup(1), os.dup(2)
         for number in (1, 2):

@@ -19,7 +19,7 @@ def pin() -> None:
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """`pin`, for as long as this lasts."""
+    """`pin`, while the body runs."""
     before = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else None
     pin()
     try:
@@ -30,7 +30,7 @@ def pinned() -> Iterator[None]:
 
 
 class Seconds(NamedTuple):
-    """Of one call: CPU time, and what a clock on the wall saw."""
+    """Seconds of one call: CPU time, and wall-clock time."""
 
     cpu: float
     wall: float
