@@ -158,7 +158,7 @@ def test_an_export_that_lies_elsewhere(watched_run, tmp_path):
         files.write_json(export / 'export.json', {**EXPORT, **about})
         page.write([run, export], out, evaluate=False)
         assert said in Page(out).text and 'network.onnx' in Page(out).text
-    with pytest.raises(UserError, match='exports alone make no report'):
+    with pytest.raises(UserError, match='a report needs at least one run'):
         page.write([export], out)
 
 
