@@ -23,7 +23,7 @@ def test_variants_are_read():
 @pytest.mark.parametrize(
     'text, message',
     [
-        ('eta0', "'eta0' is not 'NAME: field=value"),
+        ('eta0', "'eta0' must be 'NAME: field=value"),
         ('a/b: mix.eta=0', 'each NAME used once'),
         ('..: mix.eta=0', 'each NAME used once'),
         ('.: mix.eta=0', 'each NAME used once'),

@@ -158,7 +158,7 @@ def bad_folders(root):
         'images in splits without classes': (
             lambda: [file.rename(file.parents[1] / f'{file.parent.name}{file.name}') for file in root.rglob('*.jpg')]
             + [folder.rmdir() for folder in root.glob('*/*') if folder.is_dir()],
-            f'{root}: no class folders in train, val; images belong',
+            f'{root}: no class folders in train, val; put images',
         ),
         'val without class folders': (
             lambda: [file.rename(root / 'val' / f'{file.parent.name}.jpg') for file in (root / 'val').rglob('*.jpg')]
