@@ -152,7 +152,7 @@ def check_places(name: str, module: ModuleType, given: dict[str, object], argume
         except UserError as error:
             fail(error)
         if key in local and buckets.is_remote(value):
-            fail(f'{value}: jointrd {name} takes local paths only here')
+            fail(f'{value} must be a local path; jointrd {name} cannot use a bucket here')
 
 
 def parse(name: str, module: ModuleType, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:

@@ -48,7 +48,9 @@ def parse_variants(text: str) -> Variants:
         name = name.strip()
         is_name = name.strip('.') and all(c.isalnum() or c in '+-_.' for c in name)  # of a directory
         if not colon or not is_name or name in variants:
-            raise UserError(f"variant {part!r} is not 'NAME: field=value ...' with a name of its own")
+            raise UserError(
+                f"variant {part!r} must be 'NAME: field=value ...', each NAME used once and of letters, digits and +-_."
+            )
         variants[name] = {}
         for override in overrides.split():
             field, equals, value = override.removeprefix('config.').partition('=')
@@ -90,8 +92,8 @@ def cell_config(
             value = config[field]
             if value in ROADS and fields.get(field) != value:
                 raise UserError(
-                    f'config.{field}={value}, but {name} is compared without it: name {name}+{value}, or give '
-                    f'--config.{field}={standard}'
+                    f'config.{field}={value} is set, but the row {name} is for networks without it; write '
+                    f'{name}+{value}, or give --config.{field}={standard}'
                 )
     cell.procedure, cell.seed = procedure, seed
     cell.update_from_flattened_dict(fields)

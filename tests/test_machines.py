@@ -111,7 +111,7 @@ def test_workers_fit_into_shared_memory(tmp_path, monkeypatch, caplog):
 def test_the_mode_of_wandb_is_checked_before_training(monkeypatch, tmp_path):
     pytest.importorskip('wandb')
     monkeypatch.setenv('WANDB_MODE', 'off')
-    with pytest.raises(UserError, match='WANDB_MODE=off is none of online, offline, disabled'):
+    with pytest.raises(UserError, match='WANDB_MODE=off is not one of online, offline, disabled'):
         trackers.check_wandb()
 
 
@@ -176,7 +176,7 @@ def test_a_path_with_a_scheme_is_never_a_local_folder(arguments, tmp_path, monke
         cli.run(name, rest)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('error: ') and ('a path is local, or gs' in line or 'takes local paths only' in line)
+    assert line.startswith('error: ') and ('give a local path, gs' in line or 'must be a local path' in line)
     assert not list(tmp_path.iterdir())
 
 

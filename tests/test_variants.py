@@ -23,11 +23,11 @@ def test_variants_are_read():
 @pytest.mark.parametrize(
     'text, message',
     [
-        ('eta0', "'eta0' is not 'NAME: field=value"),
-        ('a/b: mix.eta=0', 'with a name of its own'),
-        ('..: mix.eta=0', 'with a name of its own'),
-        ('.: mix.eta=0', 'with a name of its own'),
-        ('a: mix.eta=0; a: mix.eta=1', 'with a name of its own'),
+        ('eta0', "'eta0' must be 'NAME: field=value"),
+        ('a/b: mix.eta=0', 'each NAME used once'),
+        ('..: mix.eta=0', 'each NAME used once'),
+        ('.: mix.eta=0', 'each NAME used once'),
+        ('a: mix.eta=0; a: mix.eta=1', 'each NAME used once'),
         ('a: mix.eta', "'mix.eta' is not field=value"),
         ('a: mix.eat=1', "no field 'mix.eat'; did you mean mix.eta"),
         ('a: mix.eta=much', "config.mix.eta='much' is not accepted; it must be: 0 to 1"),
@@ -81,7 +81,9 @@ def test_a_run_of_another_config_is_found_before_any_is_trained(tmp_path):
 def test_the_name_of_a_procedure_says_how_its_student_is_made(tmp_path):
     recipe = shipped_config('imagenet')  # which is, by itself
     for name in ('plain', 'jointrd'):
-        with pytest.raises(UserError, match=rf'reparam=dirac, but {name} is compared without it: name {name}\+dirac'):
+        with pytest.raises(
+            UserError, match=rf'reparam=dirac is set, but the row {name} is for networks.*write {name}\+dirac'
+        ):
             compare.plan(recipe, tmp_path, [0], ('resnet', name))
     jobs = compare.plan(recipe, tmp_path, [0], ('resnet', 'jointrd+dirac'))
     assert [(job.name, job.config.model.reparam) for job in jobs] == [('resnet', 'none'), ('jointrd+dirac', 'dirac')]
@@ -93,7 +95,9 @@ def test_the_name_of_a_procedure_says_how_its_student_is_made(tmp_path):
     jobs = compare.plan(recipe, tmp_path, [0], ('resnet', 'plain', 'plain+identity+prelu'))
     assert [job.config.model.init for job in jobs] == ['random', 'random', 'identity']
     recipe.model.init = 'identity'
-    with pytest.raises(UserError, match=r'init=identity, but plain is compared without it: name plain\+identity'):
+    with pytest.raises(
+        UserError, match=r'init=identity is set, but the row plain is for networks.*write plain\+identity'
+    ):
         compare.plan(recipe, tmp_path, [0], ('plain',))
     recipe.model.init = 'random'
     for name, message in (('plain+dirac+branches', 'exclude each other'), ('plain+swish', 'tailored')):

@@ -58,8 +58,8 @@ def check_block(config: ml_collections.ConfigDict) -> None:
             raise UserError(f'{asked} does not fit config.model.width={model.width}: {hidden} channels inside a block')
     if model.slope and model.activation in ('relu', 'tailored'):
         raise UserError(
-            f'config.model.slope={model.slope} is not read with config.model.activation={model.activation}; '
-            'leaky, prelu and annealed have a slope'
+            f'config.model.slope={model.slope} has no effect with config.model.activation={model.activation}; '
+            'only leaky, prelu and annealed have a slope'
         )
 
 
@@ -92,7 +92,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.optimizer.schedule == 'step' and drops and max(drops) >= config.epochs:
         raise UserError(
             f'config.optimizer.drop_epochs={shown(drops)} reaches beyond the run: config.epochs={config.epochs}; '
-            'give epochs before its end, or config.optimizer.drop_fractions, which are of the run'
+            'give epochs before its end, or config.optimizer.drop_fractions, which are fractions of the run'
         )
     check_size(config)
     check_block(config)

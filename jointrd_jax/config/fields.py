@@ -129,7 +129,8 @@ FIELDS: dict[str, Field] = {
     'model.width': Field(64, *at_least(1, MAX_CHANNELS), 'channels of the first stage; doubles with each stage'),
     'model.stem': Field(
         'cifar', *one_of(*STEMS),
-        'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool; pool_first: that with its pool in front, less memory'
+        'cifar: 3x3; imagenet: 7x7 stride 2 and max-pool; pool_first: the imagenet stem with its pool first, '
+        'less memory'
     ),
     'model.shortcuts': Field(
         'none',
@@ -184,7 +185,9 @@ FIELDS: dict[str, Field] = {
     'distill.temperature': Field(4.0, *POSITIVE, 'T of the KL term'),
     'optimizer.learning_rate': Field(0.1, *POSITIVE, 'peak learning rate'),
     'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'constant'), 'how it falls'),
-    'optimizer.warmup_fraction': Field(0.0, *FRACTION, 'share of the run of linear warm-up from 0 before it'),
+    'optimizer.warmup_fraction': Field(
+        0.0, *FRACTION, 'share of the run spent on a linear warm-up from 0, before the schedule'
+    ),
     'optimizer.drop_fractions': Field(
         (0.5, 0.75), 'ascending numbers between 0 and 1', are_drop_fractions,
         'step: after which fractions of the run the rate is multiplied by drop_factor',
@@ -197,10 +200,11 @@ FIELDS: dict[str, Field] = {
     'optimizer.weight_decay': Field(
         5e-4, *at_least(0), "L2 added to every gradient but those of Dirac's alpha and beta and PReLU's slopes"
     ),
-    'optimizer.clip_norm': Field(0.0, *at_least(0), 'gradients are clipped to this global norm; 0: not'),
+    'optimizer.clip_norm': Field(0.0, *at_least(0), 'gradients are clipped to this global norm; 0: no clipping'),
     'ema.decay': Field(
         0.0, *between(0, 0.99999),
-        "per step, of the average of the student's weights that is evaluated and deployed; 0: the last weights are",
+        "per step, of the average of the student's weights that is evaluated and deployed; 0: the last weights are "
+        'evaluated and deployed',
     ),
     'dataset.name': Field(
         'digits', *ANY_TEXT, 'digits; folder; or a TFDS image-classification dataset: NAME, NAME/CONFIG, NAME:VERSION'

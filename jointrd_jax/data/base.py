@@ -99,7 +99,7 @@ def held_out(size: int, validation_size: int, name: str) -> tuple[np.ndarray, np
     """
     if validation_size >= size:
         raise UserError(
-            f'dataset.validation_size={validation_size} leaves none of the {size} training images of {name}'
+            f'dataset.validation_size={validation_size} leaves no image to train on: {name} has {size} training images'
         )
     order = np.random.default_rng(0).permutation(size)
     return order[validation_size:], order[:validation_size]

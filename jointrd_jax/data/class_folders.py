@@ -127,8 +127,8 @@ def one_tree(tree: Tree, choice: str) -> tuple[str, ...]:
     if empty and choice != 'train':
         others = passed_over(tree.others)
         raise UserError(
-            f'{tree.root}: no images in {listed(empty)}{f" ({others})" if others else ""}; remove what is no class, '
-            'or set dataset.classes=train to pass over it'
+            f'{tree.root}: no images in {listed(empty)}{f" ({others})" if others else ""}; remove folders that are not '
+            'classes, or set dataset.classes=train to pass over folders without images'
         )
     return at_least_two(tree, [name for name, files in tree.files.items() if files])
 
@@ -159,8 +159,8 @@ def two_trees(train: Tree, evaluation: Tree, choice: str) -> tuple[str, ...]:
         if differences:
             raise UserError(
                 f'{train.root.parent}: the class folders of {train.root.name} and {evaluation.root.name} differ '
-                f'({"; ".join(differences)}); mend them, or set dataset.classes=train to evaluate on the classes of '
-                f'{train.root.name} that there are'
+                f'({"; ".join(differences)}); make them equal, or set dataset.classes=train to evaluate on those '
+                f'classes of {train.root.name} that have evaluation images'
             )
     if not any(evaluation.files.get(name) for name in classes):
         raise UserError(f'{evaluation.root} has no image of a class of {train.root}')

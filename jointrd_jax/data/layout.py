@@ -122,8 +122,8 @@ def find(root: Path, train: str = '', evaluation: str = '', held_out: bool = Fal
         unsorted = [name for name in names if kinds[name][0] == 'val' and holds_images(root / name)]
         if unsorted and not held_out:
             raise UserError(
-                f'{root / unsorted[0]} has no class folders as {root / first} has: sort its images into them, '
-                'or set dataset.validation_size to hold out training images'
+                f'{root / unsorted[0]} has no class folders, unlike {root / first}: sort its images into class '
+                'folders, or set dataset.validation_size to hold out training images'
             )
         return Splits(inner(root / first), None, False)
     only = names[0] if len(names) == 1 else None
@@ -143,7 +143,7 @@ def find(root: Path, train: str = '', evaluation: str = '', held_out: bool = Fal
     return Splits(root, None, False)
 
 
-WHERE = 'images belong into DIR/train/CLASS/ and DIR/val/CLASS/, or DIR/CLASS/'
+WHERE = 'put images into DIR/train/CLASS/ and DIR/val/CLASS/, or DIR/CLASS/'
 
 
 def the_one(root: Path, names: Sequence[str], field: str, kinds: dict) -> str:
@@ -203,7 +203,7 @@ def check_classes(root: Path, names: Sequence[str], fewest: int, others: str) ->
     if len(names) < fewest:
         below = folders(root / names[0]) if names else []
         raise UserError(
-            f'{root} should have a folder for each {"of two or more classes" if fewest > 1 else "class"} and has '
+            f'{root} needs a folder for each {"of at least two classes" if fewest > 1 else "class"}; it has: '
             f'{listed(names) or "none"}'
             + (f', which has the folders {listed(below)}' if below else '')
             + (f' ({others})' if others else '')
@@ -212,7 +212,7 @@ def check_classes(root: Path, names: Sequence[str], fewest: int, others: str) ->
     if all(FOLD.fullmatch(name) for name in names):
         raise UserError(f'{root}: {listed(names)} are folds, not classes; {CHOOSE}')
     if all(name.lower() in CONTENT | ANNOTATIONS for name in names):
-        raise UserError(f'{root}: {listed(names)} are no classes; {WHERE}')
+        raise UserError(f'{root}: {listed(names)} are not class folders; {WHERE}')
     inside: list[set[str]] = []
     for name in names:
         if holds_images(root / name):
@@ -221,8 +221,8 @@ def check_classes(root: Path, names: Sequence[str], fewest: int, others: str) ->
     common, every = set.intersection(*inside), set.union(*inside)
     if len(common) > 1 and 2 * len(common) >= len(every):
         raise UserError(
-            f'{root}: {listed(names)} hold no images of their own but all the folders {listed(sorted(common))}, so '
-            f'they are no classes; {CHOOSE}'
+            f'{root}: {listed(names)} hold no images themselves and all hold the folders {listed(sorted(common))}, so '
+            f'they cannot be classes; {CHOOSE}'
         )
 
 

@@ -36,7 +36,8 @@ def mean_and_std(
         if numbers:
             if len(numbers) not in (1, channels):
                 raise UserError(
-                    f'config.dataset.{field}={text} has {len(numbers)} values, the images {channels} channels'
+                    f'config.dataset.{field}={text} has {len(numbers)} values, but the images have {channels} '
+                    f'channel{"s" * (channels > 1)}'
                 )
             return numbers * (channels // len(numbers))
         if text == 'imagenet':

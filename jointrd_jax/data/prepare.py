@@ -77,7 +77,7 @@ def announce(builder, data_dir: Path, file_format: str) -> None:
             files = ' and '.join(f'{name} ({sizes[name].size})' for name in missing) or 'the files its owner hands out'
             instructions = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
             name = builder.info.full_name
-            raise UserError(f'{name} cannot be downloaded by itself: put {files} into {manual}. {instructions}')
+            raise UserError(f'{name} cannot be downloaded automatically: put {files} into {manual}. {instructions}')
         print(f'{builder.info.full_name}: reads {" and ".join(sizes) or manual}, downloads nothing')
     else:
         total = sum((info.size for info in sizes.values()), start=type(builder.info.download_size)(0))

@@ -80,7 +80,7 @@ def check(request: Request) -> None:
         if name not in savings.FAMILIES:
             raise choice_error('networks', name, savings.FAMILIES)
     if request.out and request.shapes:
-        raise UserError('--out keeps exports of runs; --json FILE takes the rows of shapes')
+        raise UserError('--out is for exports of runs; with --shapes, write the rows with --json FILE')
     if request.out:
         files.check_new(request.out)
     if request.json and (request.json.is_dir() or not request.json.name):

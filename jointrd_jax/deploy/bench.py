@@ -192,7 +192,7 @@ def failure(status: int, said: list[str]) -> dict[str, Any]:
         return {'outcome': 'no room', 'reason': last}
     if status < 0:
         name = signal.Signals(-status).name
-        return {'outcome': 'crashes', 'reason': f'{name}' + (f' after: {last}' if last else ', nothing said')}
+        return {'outcome': 'crashes', 'reason': f'{name}' + (f' after: {last}' if last else ', no output')}
     if status == 0 or not last:
         return {'outcome': 'says nothing', 'reason': f'it ended with status {status} and no answer'}
     return {'outcome': 'fails', 'reason': last}

@@ -74,7 +74,7 @@ def data_of(
         opened.close()
         if len(opened.classes) != network.num_classes or opened.image_shape[-1] != channels:
             raise UserError(
-                f'the weights have {network.num_classes} classes and {channels} channels, '
+                f'the weights have {network.num_classes} classes and {channels} channels, but the dataset '
                 f'{opened.name} has {len(opened.classes)} and {opened.image_shape[-1]}'
             )
         return dataset, opened.description

@@ -76,7 +76,7 @@ def check(options: Options, out: Path) -> None:
     if options.verify not in VERIFY:
         raise choice_error('verify', options.verify, VERIFY)
     if not options.formats:
-        raise UserError(f'no format to export; choose of {", ".join(FORMATS)}')
+        raise UserError(f'no format to export; choose from {", ".join(FORMATS)}')
     if options.int8 and not {'onnx', 'tflite'} & set(options.formats):
         raise UserError('int8 quantises the ONNX and the TFLite model; add onnx or tflite to the formats')
     oldest, newest = onnx_graph.OPSETS
@@ -333,7 +333,7 @@ def open_dataset(run: run_directory.Run, options: Options, data_dir: str | None)
     if len(dataset.classes) != run.network.num_classes or tuple(dataset.image_shape) != tuple(run.data.image_shape):
         dataset.close()
         raise UserError(
-            f'{run.path} has {run.network.num_classes} classes and images of {list(run.data.image_shape)}, the dataset '
-            f'{dataset.name} {len(dataset.classes)} and {list(dataset.image_shape)}'
+            f'{run.path} has {run.network.num_classes} classes and images of {list(run.data.image_shape)}, but the '
+            f'dataset {dataset.name} has {len(dataset.classes)} and {list(dataset.image_shape)}'
         )
     return dataset

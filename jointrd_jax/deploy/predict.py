@@ -89,7 +89,7 @@ def classifier(path: Path, which: str, batch: int) -> Iterator[Classifier]:
         yield of_run(run_directory.load(path, which), batch)
         return
     if buckets.is_remote(path):
-        raise UserError(f'{path} is no run; an export in a bucket is to be copied here first')
+        raise UserError(f'{path} is not a run; copy an export from the bucket to this machine first')
     file, about = described(path)
     shape = about.get('image_shape') or [*about['input_size'], len(about['mean'])]
     fixed = about.get('batch', 'dynamic')

@@ -36,7 +36,7 @@ def without_shortcuts(network: Network, variables: Variables) -> tuple[Network, 
     if set(kinds) == {'none'}:
         raise UserError('the network has no shortcut to remove')
     if others := {*network.per_block(network.activation)} - {'relu'}:
-        raise UserError(f'shortcuts are removed through ReLUs, which let x >= 0 pass; this network has {others.pop()}')
+        raise UserError(f'removing shortcuts needs ReLU activations; this network has {others.pop()}')
     if max(network.per_block(network.groups)) > 1:
         raise UserError('shortcuts cannot be removed through grouped convolutions, which mix no channels across groups')
     params, batch_stats, hidden = dict(variables['params']), dict(variables['batch_stats']), []

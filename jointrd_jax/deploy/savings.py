@@ -320,7 +320,7 @@ def run(
         if model not in known:
             raise choice_error('model', model, known)
     if not models:
-        raise UserError(f'no model to report on; choose of {", ".join(known)}')
+        raise UserError(f'no model to report on; choose from {", ".join(known)}')
     require('onnx', 'onnx')
     require('onnxruntime', 'onnx')
     if out:

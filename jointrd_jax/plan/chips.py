@@ -99,7 +99,9 @@ def parse(text: str) -> Target:
     if not 0 < count <= MAX_CHIPS:
         raise UserError(f'--topology={text!r}: {count} chips; use 1 to {MAX_CHIPS}')
     if chip.platform == 'cuda' and count > GPUS_A_HOST and count % GPUS_A_HOST:
-        raise UserError(f'--topology={text!r}: more than {GPUS_A_HOST} GPUs are whole hosts of {GPUS_A_HOST}')
+        raise UserError(
+            f'--topology={text!r}: more than {GPUS_A_HOST} GPUs must be a multiple of {GPUS_A_HOST} (whole hosts)'
+        )
     return Target(text, chip, layout, count)
 
 

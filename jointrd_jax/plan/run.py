@@ -116,7 +116,7 @@ def check_room() -> None:
     directory = tempfile.gettempdir()
     if (free := shutil.disk_usage(directory).free) < ROOM_BYTES:
         raise UserError(
-            f'{free >> 20} MiB are free in {directory}, too little for the compiler (it wants {ROOM_BYTES >> 20}); '
+            f'{free >> 20} MiB are free in {directory}, too little for the compiler (it needs {ROOM_BYTES >> 20} MiB); '
             'free some, or set TMPDIR to another directory'
         )
 

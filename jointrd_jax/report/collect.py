@@ -175,11 +175,13 @@ def find(paths: Iterable[str | Path]) -> list[Record]:
         configs = [p for p in configs if CHECKPOINTS not in p.relative_to(path).parts]
         places = [p.parent for p in configs if is_run(p.parent, named=p.parent == path)]
         if not places and not exports([path], []):
-            raise UserError(f'{path} holds no run: no {run_directory.CONFIG} of one there or below')
+            raise UserError(f"{path} holds no run: there is no run's {run_directory.CONFIG} in it or below it")
         for place in places:
             found.setdefault(buckets.resolved(place), place)
     if not found:
-        raise UserError(f'{", ".join(map(str, paths))}: exports alone make no report; name their run too')
+        raise UserError(
+            f'{", ".join(map(str, paths))}: a report needs at least one run; name the run of these exports too'
+        )
     return [read(place) for place in found.values()]
 
 

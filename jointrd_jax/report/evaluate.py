@@ -50,12 +50,13 @@ def measured(run: run_directory.Run, dataset: data.Dataset, which: str) -> dict[
     names = list(run.data.classes)
     if unknown := [name for name in dataset.classes if name not in names]:
         raise UserError(
-            f'{dataset.name} has classes that {run.path} does not know: {", ".join(unknown[:5])}'
-            f'{", ..." if len(unknown) > 5 else ""}; it knows {", ".join(names[:5])}{", ..." if len(names) > 5 else ""}'
+            f'{dataset.name} has classes that {run.path} was not trained on: {", ".join(unknown[:5])}'
+            f'{", ..." if len(unknown) > 5 else ""}; its classes are {", ".join(names[:5])}'
+            f'{", ..." if len(names) > 5 else ""}'
         )
     if tuple(dataset.image_shape) != tuple(run.data.image_shape):
         raise UserError(
-            f'{run.path} sees images of {list(run.data.image_shape)}, {dataset.name} has {list(dataset.image_shape)}'
+            f'{run.path} takes images of {list(run.data.image_shape)}, {dataset.name} has {list(dataset.image_shape)}'
         )
     dataset.mean, dataset.std = tuple(run.data.mean), tuple(run.data.std)
     label_of = np.array([names.index(name) for name in dataset.classes])

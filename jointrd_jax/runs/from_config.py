@@ -77,7 +77,7 @@ def tap_sets(config: ml_collections.ConfigDict, network: Network) -> tuple[tuple
         chosen = tuple(round(i * blocks / (count + 1)) for i in range(1, count + 1))
     chosen = chosen or network.stage_ends[:-1]
     if not chosen:
-        raise UserError('a network of one stage has no end of a stage to tap before its last; set config.mix.taps')
+        raise UserError('a network of one stage has no earlier stage at whose end to tap; set config.mix.taps')
     if chosen[-1] >= blocks or len(set(chosen)) < len(chosen):
         raise UserError(
             f'config.mix: taps after the blocks {chosen} do not fit a network of {blocks} blocks; '

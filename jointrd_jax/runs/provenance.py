@@ -91,7 +91,7 @@ def check(config: ml_collections.ConfigDict, before: dict[str, str], now: dict[s
     refused = [change for change in changed if not (same_but_for_rounding and change.startswith(f'{DEVICES}:'))]
     if refused and not config.checkpoint.accept_changes:
         raise UserError(
-            f'the run in {where} would not continue as it began ({"; ".join(refused)}); bring back what it began '
-            'with, or allow another result by --config.checkpoint.accept_changes=True'
+            f'the run in {where} would not continue as it began ({"; ".join(refused)}); restore these, or allow '
+            'another result by --config.checkpoint.accept_changes=True'
         )
     return changed

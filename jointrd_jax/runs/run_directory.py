@@ -161,7 +161,7 @@ def read_correct(path: Path) -> np.ndarray | None:
         if correct.dtype != np.int8 or correct.ndim != 1 or not np.isin(correct, (-1, 0, 1)).all():
             raise ValueError('other numbers')
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f'{path} is damaged: not which images were right') from error
+        raise UserError(f'{path} is damaged: it does not say which images were right') from error
     return correct
 
 
@@ -193,7 +193,7 @@ def load(path: str | Path, which: str = 'last') -> Run:
     if which == 'last' and recorded and digest(variables) != recorded:
         raise UserError(
             f'the weights of step {step} in {path} are not those that its {SUMMARY} records (student_digest); '
-            'one of the two was exchanged'
+            'the checkpoint or the summary was replaced'
         )
     return Run(path, config, network, variables, data, summary)
 

@@ -104,7 +104,7 @@ def open_state_dict(path: str | Path, ema: bool = False) -> StateDict:
             raise UserError(f'{path} is not a {kind} file, or a damaged one: it is {what}')
     opened = open_safetensors(path) if as_safetensors else open_pickle(path, ema)
     if as_safetensors and ema:
-        raise UserError(f'{path}: a safetensors file holds one network, and no other as its moving average (--ema)')
+        raise UserError(f'{path}: a safetensors file holds a single network, so there is no moving average for --ema')
     return opened if opened.about else renamed(opened)
 
 
@@ -116,7 +116,7 @@ def renamed(state: StateDict) -> StateDict:
         raise UserError(f'{state.path}: {error}') from error
     if len(set(table.values())) < len(table):
         twice = next(name for name in table.values() if list(table.values()).count(name) > 1)
-        raise UserError(f'{state.path}: several of its arrays are {twice} under other names')
+        raise UserError(f'{state.path}: several of its arrays would all be named {twice}')
 
     def shape(name: str) -> tuple[int, ...]:  # a classifier that is a 1x1 convolution is a matrix
         found = state.shapes[name]

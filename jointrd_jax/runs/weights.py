@@ -177,13 +177,15 @@ def described_network(state: StateDict) -> Network | None:
             fields['reparam'] = 'dirac' if fields.pop('dirac') else 'none'
         network = Network(**fields)
         sizes = (*network.stage_sizes, *network.hidden, network.width, network.num_classes)
-        if not all(isinstance(n, int) and 0 < n < 2**24 for n in sizes) or network.stem_kind not in STEMS:
-            raise ValueError('its sizes are none')
+        if not all(isinstance(n, int) and 0 < n < 2**24 for n in sizes):
+            raise ValueError('its sizes are not whole numbers from 1 to 2^24 - 1')
+        if network.stem_kind not in STEMS:
+            raise ValueError(f'its stem_kind is not one of {", ".join(STEMS)}')
         if network.num_blocks > len(state.shapes):
             raise ValueError('more blocks than arrays')
         network.check_choices()
         if not all(0 <= float(slope) <= 1 for slope in network.per_block(network.slope)):
-            raise ValueError('its slope is none')
+            raise ValueError('its slope is not between 0 and 1')
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f'{state.path}: its {METADATA} metadata describes no network: {error}') from error
     return network

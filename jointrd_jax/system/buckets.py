@@ -54,7 +54,7 @@ def check_scheme(text: str) -> None:
     match = URL.match(text)
     if match and match[1] not in EXTRAS and '://' in text:
         known = ' or '.join(f'{name}://BUCKET/...' for name in EXTRAS)
-        raise UserError(f'{text}: a path is local, or {known}; {match[1]}:// is not read or written')
+        raise UserError(f'{text}: {match[1]}:// is not supported; give a local path, {known}')
 
 
 def place(text: str | os.PathLike) -> Path:
@@ -307,7 +307,9 @@ class Lease:
             self.lost = found is None or self.mark not in found.decode(errors='replace')
         if self.lost:
             self.ended.set()
-            raise UserError(f'{self.path.parent} was taken over by another process while this one did not answer')
+            raise UserError(
+                f'{self.path.parent} was taken over by another process because this one had not renewed its lock'
+            )
 
     def release(self) -> None:
         held.remove(self)

@@ -124,7 +124,8 @@ def joined() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
-            f'another process is gone: its own log says why, the same command continues ({reason})'
+            'another process of this run has ended (its log says why); start the same command again to continue '
+            f'({reason})'
         ) from error
 
 

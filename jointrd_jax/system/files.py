@@ -116,7 +116,7 @@ def read_text(path: Path) -> str:
     except buckets.failures() as error:
         raise UserError(f'cannot read {path}: {reason(error)}') from error
     if len(data) > MAX_TEXT:
-        raise UserError(f'{path} is larger than {MAX_TEXT >> 20} MiB, so it is not a file of ours')
+        raise UserError(f'{path} is larger than {MAX_TEXT >> 20} MiB, larger than any text file that jointrd writes')
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -246,7 +246,9 @@ def locked(directory: Path) -> Iterator[None]:
                 f'{directory} is in use by {read_owner(lock)}; wait for it, end it, or use another --workdir'
             ) from None
         except OSError as error:
-            raise UserError(f'cannot lock {directory}, so two runs could meet in it: {reason(error)}') from error
+            raise UserError(
+                f'cannot lock {directory}, so two runs could write to it at once: {reason(error)}'
+            ) from error
         try:
             lock.truncate(0)
             lock.write(f'process {os.getpid()} on host {socket.gethostname()}\n')

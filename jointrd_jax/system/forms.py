@@ -54,5 +54,5 @@ def check(value: Any, forms: Mapping[str, Form], where: object, what: str) -> di
     if not isinstance(value, dict):
         raise UserError(f'{where}: {what} is damaged: it is not a JSON object')
     if misfit := first_misfit(value, forms):
-        raise UserError(f'{where}: {what} is damaged: {misfit!r} is missing or not what it should be')
+        raise UserError(f'{where}: {what} is damaged: {misfit!r} is missing or not of the expected form')
     return {name: value[name] for name in forms}

@@ -39,7 +39,7 @@ def batches(config: ml_collections.ConfigDict, dataset: data.Dataset, devices: i
         if size % devices:
             below = size // devices * devices
             fitting = f'{below} or {below + devices}' if below else devices
-            raise UserError(f'config.{name}={size} does not divide over {devices} devices; {fitting} would')
+            raise UserError(f'config.{name}={size} is not a multiple of the {devices} devices; {fitting} is')
     steps = config.epochs * (dataset.train_size // config.batch_size)
     if steps > config_lib.MAX_INT:
         raise UserError(
@@ -64,7 +64,7 @@ def stem(config: ml_collections.ConfigDict, dataset: data.Dataset) -> None:
         )
     elif config.model.stem == 'imagenet' and side < SMALL:
         say_once(
-            f'config.model.stem=imagenet shrinks images to a quarter, which leaves little of these of {size} pixels; '
+            f'config.model.stem=imagenet shrinks images to a quarter, which leaves few pixels of images of {size}; '
             'config.model.stem=cifar keeps their size'
         )
 
@@ -86,7 +86,8 @@ def same_config(config: ml_collections.ConfigDict, before: dict[str, Any], direc
     if others := sorted(before.keys() - now.keys()):
         raise UserError(
             f'{directory} holds a run of another version of jointrd_jax (it knows the fields {", ".join(others)}), '
-            'which cannot be continued; use another --workdir. What it trained can be exported and can teach'
+            'which cannot be continued; use another --workdir. The network of this run can still be exported or used '
+            'as a teacher'
         )
     decisive = set()
     if config.nan.action == 'rollback':  # it goes to the newest scheduled checkpoint
@@ -114,7 +115,10 @@ def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.D
     other = pretrained.load(config.restore, config, student, dataset.description, new_head=config.restore_head == 'new')
     channels = other.data.image_shape[-1], dataset.image_shape[-1]
     if channels[0] != channels[1]:
-        raise UserError(f'config.restore={config.restore} sees {channels[0]} channels, this dataset has {channels[1]}')
+        raise UserError(
+            f'config.restore={config.restore} takes images of {channels[0]} channel{"s" * (channels[0] > 1)}, this '
+            f'dataset has {channels[1]}'
+        )
     same(
         f'config.restore={config.restore}',
         other.network,

@@ -130,7 +130,7 @@ def check(job: Job, checkpoints: Checkpoints, step: int) -> tuple[History, list[
         isinstance(part, dict) for part in (meta.get('config'), taught_by)
     ):
         raise UserError(
-            f'{checkpoints.directory} was not written by a training run of this version: none can continue from it'
+            f'{checkpoints.directory} was not written by a training run of this version, so it cannot be continued'
         )
     preflight.same_config(job.config, meta['config'], job.workdir)  # also where config.json was deleted
     history = History.from_json(meta.get('history'), checkpoints.directory / str(step))
@@ -138,7 +138,8 @@ def check(job: Job, checkpoints: Checkpoints, step: int) -> tuple[History, list[
     if job.teacher and taught_by.get('digest') != job.teacher.digest:
         raise UserError(
             f'{job.workdir} was trained with the teacher {taught_by.get("origin")} whose weights differ from '
-            f'those of {job.teacher.origin}; give back the former as config.teacher.path or use another --workdir'
+            f'those of {job.teacher.origin}; give the earlier teacher again as config.teacher.path or use another '
+            '--workdir'
         )
     return history, changes
 

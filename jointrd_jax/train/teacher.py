@@ -61,7 +61,8 @@ def load(
     if method.taps or method.distill_weight:
         preflight.same(what, network, student, preflight.SHAPE_FIELDS)
     if found.data.image_shape[-1] != channels:
-        raise UserError(f'{what} sees {found.data.image_shape[-1]} channels, this dataset has {channels}')
+        taken = found.data.image_shape[-1]
+        raise UserError(f'{what} takes images of {taken} channel{"s" * (taken > 1)}, this dataset has {channels}')
     return Teacher(network, found.variables, str(path), found.summary, run_directory.digest(found.variables))
 
 
@@ -95,6 +96,6 @@ def check_useful(teacher: Teacher, top1: float, least: float, dataset: data.Data
     if top1 / 100 - chance < min(max(ABOVE_CHANCE / 100, CHANCE_DEVIATIONS * deviation), (1 - chance) / 2):
         raise UserError(
             f'teacher {images}, near chance ({100 * chance:.2f} %): its classes may be in another order, or it may '
-            'want another normalisation or image size; give a teacher of this dataset, or go on with this one by '
+            'need another normalisation or image size; give a teacher of this dataset, or go on with this one by '
             'config.teacher.least_top1=0'
         )

@@ -168,7 +168,7 @@ def check_wandb() -> None:
     """
     wandb, mode = require('wandb', 'wandb'), os.environ.get('WANDB_MODE', 'online')
     if mode not in WANDB_MODES:
-        raise UserError(f'WANDB_MODE={mode} is none of {", ".join(WANDB_MODES)}; disabled switches it off')
+        raise UserError(f"WANDB_MODE={mode} is not one of {', '.join(WANDB_MODES)}; 'disabled' turns tracking off")
     if mode not in ('online', 'run', 'shared'):
         return
     try:

@@ -38,7 +38,7 @@ def test_validation_images_come_from_the_training_images():
     all_train = {image.tobytes() for image in whole.device_arrays['images'][:1297]}
     assert all(image.tobytes() in all_train for image in held_out.device_arrays['images'])
     config.dataset.validation_size = 1297
-    with pytest.raises(UserError, match='leaves none of the 1297'):
+    with pytest.raises(UserError, match='leaves no image to train on: digits has 1297'):
         data.load(config)
 
 

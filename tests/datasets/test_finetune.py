@@ -54,5 +54,5 @@ def test_another_number_of_channels_is_refused(tmp_path, quiet):
         tiny_config(procedure='plain', epochs=1, model__stage_sizes=(1,), batch_size=512), tmp_path / 'digits', quiet
     )
     root = real_data.folder(tmp_path / 'photos')
-    with pytest.raises(UserError, match='sees 1 channels, this dataset has 3'):
+    with pytest.raises(UserError, match='takes images of 1 channel, this dataset has 3'):
         loop.run(finetune_config(tmp_path / 'digits', root), tmp_path / 'run', quiet)

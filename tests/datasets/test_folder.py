@@ -106,32 +106,36 @@ def bad_folders(root):
     return {
         'no such directory': (lambda: root.rename(root.parent / 'moved'), f"'{root}' is not a directory"),
         'no train': (lambda: shutil.rmtree(root / 'train'), f'{root} has val but no train'),
-        'another class': (lambda: dog.rename(root / 'val' / 'fox'), '(not in val: dog; not in train: fox); mend them'),
+        'another class': (
+            lambda: dog.rename(root / 'val' / 'fox'),
+            '(not in val: dog; not in train: fox); make them equal',
+        ),
         'classes that differ much': (
             lambda: [dog.rename(root / 'val' / 'Dog'), cat.rename(root / 'train' / 'cat '), (root / 'val/ox').mkdir()],
             "('cat ' in train is 'cat' in val, which differs by white space; "
-            "'dog' in train is 'Dog' in val, which differs by case); mend them, or set dataset.classes=train",
+            "'dog' in train is 'Dog' in val, which differs by case); make them equal, or set dataset.classes=train",
         ),
         'a class in another normal form': (
             lambda: [cat.rename(root / 'train/caf\u00e9'), (root / 'val/cat').rename(root / 'val/cafe\u0301')],
             r"('caf\xe9' in train is 'cafe\u0301' in val, which differs by Unicode normal form)",
         ),
-        'an empty class': (lambda: [file.unlink() for file in cat.iterdir()], '(empty in train: cat); mend them'),
+        'an empty class': (lambda: [file.unlink() for file in cat.iterdir()], '(empty in train: cat); make them equal'),
         'a class empty in val': (
             lambda: [file.unlink() for file in dog.iterdir()],
-            '(empty in val: dog); mend them, or set dataset.classes=train to evaluate on the classes of train',
+            '(empty in val: dog); make them equal, or set dataset.classes=train to evaluate on those classes of train',
         ),
         'an unfinished class': (
             lambda: [shutil.rmtree(root / 'val'), (root / 'train/ox').mkdir(), (root / 'train/ox/a.txt').touch()],
-            'no images in ox (1 other file passed over: .txt 1); remove what is no class, or set dataset.classes=train',
+            'no images in ox (1 other file passed over: .txt 1); remove folders that are not classes, or set '
+            'dataset.classes=train',
         ),
         'one class': (
             lambda: [shutil.rmtree(root / split / 'dog') for split in ('train', 'val')],
-            'train should have a folder for each of two or more classes and has cat;',
+            'train needs a folder for each of at least two classes; it has: cat;',
         ),
         'images of one class': (
             lambda: [file.unlink() for name in ('train', 'val') for file in (root / name / 'dog').iterdir()],
-            '(empty in train: dog); mend them',
+            '(empty in train: dog); make them equal',
         ),
         'a name that is not UTF-8': (
             lambda: cat.rename(os.fsdecode(os.fsencode(cat.parent) + b'/caf\xe9')),
@@ -140,7 +144,7 @@ def bad_folders(root):
         'a name of two lines': (lambda: cat.rename(root / 'train/cat\nx'), r"the class folder b'cat\nx' has a name"),
         'images beside masks': (
             lambda: [(root / 'train').rename(root / 'images'), (root / 'val').rename(root / 'masks')],
-            f'{root}: images, masks are no classes; images belong into DIR/train/CLASS/',
+            f'{root}: images, masks are not class folders; put images into DIR/train/CLASS/',
         ),
         'folds': (
             lambda: [(root / 'train').rename(root / 'fold_0'), (root / 'val').rename(root / 'fold_1')],
@@ -148,17 +152,18 @@ def bad_folders(root):
         ),
         'folders that are all alike': (
             lambda: [(root / 'train').rename(root / 'sketch'), (root / 'val').rename(root / 'photo')],
-            f'{root}: photo, sketch hold no images of their own but all the folders cat, dog, so they are no classes',
+            f'{root}: photo, sketch hold no images themselves and all hold the folders cat, dog, so they cannot be '
+            'classes',
         ),
         'images in splits without classes': (
             lambda: [file.rename(file.parents[1] / f'{file.parent.name}{file.name}') for file in root.rglob('*.jpg')]
             + [folder.rmdir() for folder in root.glob('*/*') if folder.is_dir()],
-            f'{root}: no class folders in train, val; images belong',
+            f'{root}: no class folders in train, val; put images',
         ),
         'val without class folders': (
             lambda: [file.rename(root / 'val' / f'{file.parent.name}.jpg') for file in (root / 'val').rglob('*.jpg')]
             + [folder.rmdir() for folder in root.glob('val/*') if folder.is_dir()],
-            f'{root}/val has no class folders as {root}/train has: sort its images into them, or set '
+            f'{root}/val has no class folders, unlike {root}/train: sort its images into class folders, or set '
             'dataset.validation_size',
         ),
         'classes beside train': (

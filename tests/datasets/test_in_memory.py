@@ -165,7 +165,7 @@ def test_mean_and_std_by_choice(tmp_path, in_memory):
     assert (
         grey.image_shape == (32, 32, 1) and grey.std == (0.3,) and np.allclose(grey.mean, (0.485 + 0.456 + 0.406) / 3)
     )
-    with pytest.raises(UserError, match='mean=0.5,0.4,0.3 has 3 values, the images 1 channels'):
+    with pytest.raises(UserError, match='mean=0.5,0.4,0.3 has 3 values, but the images have 1 channel'):
         load(tmp_path, **sizes, grey='always', mean='0.5,0.4,0.3')
     batch = next(chosen.eval_batches())
     images, _ = chosen.preprocess(chosen.device_arrays, batch, None)

@@ -127,4 +127,4 @@ def test_a_stem_that_does_not_fit_the_images_is_pointed_out(tmp_path, caplog):
     real_data.cifar10(tmp_path / 'tfds')
     made.dataset.name, made.dataset.data_dir, made.model.stem = 'cifar10', str(tmp_path / 'tfds'), 'imagenet'
     setup.make(made, tmp_path / 'run').dataset.close()
-    assert 'stem=imagenet shrinks images to a quarter, which leaves little of these of 32x32 pixels' in caplog.text
+    assert 'stem=imagenet shrinks images to a quarter, which leaves few pixels of images of 32x32' in caplog.text

@@ -259,7 +259,7 @@ def test_a_worker_that_dies_ends_the_run(imagenet):
     [
         ({'batch_size': 20}, 'batch_size=20 is more than the 14 training images of imagenet2012/5.0.0'),
         ({'resize': 32}, 'dataset.resize=32 is less than dataset.image_size=64'),
-        ({'validation_size': 14}, 'dataset.validation_size=14 leaves none of the 14 training images'),
+        ({'validation_size': 14}, 'dataset.validation_size=14 leaves no image to train on'),
     ],
 )
 def test_sizes_that_do_not_fit(imagenet, fields, match):

@@ -186,7 +186,7 @@ def test_bad_wishes_are_refused_before_any_work(tmp_path):
         (dict(shapes=['18'], pythons=['rknn']), 'is not TARGET=PYTHON'),
         (dict(shapes=['18'], pythons=['rk=python']), "python='rk' is not one of"),
         (dict(shapes=['18'], networks=['vgg']), "networks='vgg' is not one of ResNet"),
-        (dict(shapes=['18'], out=tmp_path / 'out'), '--json FILE takes the rows'),
+        (dict(shapes=['18'], out=tmp_path / 'out'), 'with --shapes, write the rows with --json FILE'),
         (dict(runs=[str(tmp_path)], targets=['vela']), 'neither a run directory nor'),
     ):
         with pytest.raises(UserError, match=message):

@@ -134,7 +134,7 @@ def test_a_run_at_work_and_a_run_without_data(watched_run, tmp_path):
 
 
 def test_what_it_refuses(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r'holds no run: no config\.json'):
+    with pytest.raises(UserError, match=r"holds no run: there is no run's config\.json"):
         page.write([tmp_path], tmp_path / 'report.html')
     monkeypatch.setitem(sys.modules, 'jinja2', None)
     with pytest.raises(UserError, match=r'jinja2 is not installed.*\[report\]'):
@@ -158,7 +158,7 @@ def test_an_export_that_lies_elsewhere(watched_run, tmp_path):
         files.write_json(export / 'export.json', {**EXPORT, **about})
         page.write([run, export], out, evaluate=False)
         assert said in Page(out).text and 'network.onnx' in Page(out).text
-    with pytest.raises(UserError, match='exports alone make no report'):
+    with pytest.raises(UserError, match='a report needs at least one run'):
         page.write([export], out)
 
 

@@ -203,7 +203,9 @@ def test_no_permission():
 
 def test_unknown_schemes_and_no_bucket():
     for text in ('az://bucket/run', 'http://host/run'):
-        with pytest.raises(UserError, match=re.escape(f'{text}: a path is local, or gs://BUCKET/... or s3://')):
+        scheme = text.partition('://')[0]
+        said = f'{text}: {scheme}:// is not supported; give a local path, gs://BUCKET/... or s3://BUCKET/...'
+        with pytest.raises(UserError, match=re.escape(said)):
             buckets.place(text)
     with pytest.raises(UserError, match='names no bucket'):
         buckets.place('s3:///run')

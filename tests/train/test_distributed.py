@@ -147,7 +147,7 @@ def test_an_error_of_one_host_ends_all(tmp_path):
     )
     assert (first, second) == (2, 2), said_first + said_second
     assert 'cut off: its data ends too early' in said_second
-    assert 'error: another process is gone: its own log says why' in said_first
+    assert 'error: another process of this run has ended (its log says why)' in said_first
     assert 'Traceback' not in said_first + said_second
 
 

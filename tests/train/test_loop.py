@@ -181,7 +181,7 @@ def test_every_epoch_has_its_line_and_some_an_evaluation(tmp_path, quiet):
 
 
 def test_batches_must_divide_and_fit(tmp_path):
-    with pytest.raises(UserError, match='batch_size=30 does not divide over 4 devices; 28 or 32 would'):
+    with pytest.raises(UserError, match='batch_size=30 is not a multiple of the 4 devices; 28 or 32 is'):
         loop.run(tiny_config(batch_size=30), tmp_path / 'run')
     with pytest.raises(UserError, match='more than the 1297 training images'):
         loop.run(tiny_config(batch_size=1300), tmp_path / 'run')

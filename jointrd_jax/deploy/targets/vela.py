@@ -66,7 +66,7 @@ def compiled(request: dict[str, Any], *more: str) -> dict[str, Any]:
     summaries = list(Path(request['directory']).glob('*_summary_*.csv'))
     operators = re.search(r'NPU operators = \d+ \(([\d.]+)%\)', ended.stdout)
     if not summaries or not operators:
-        raise RuntimeError('no summary came out')
+        raise RuntimeError('Vela wrote no summary or printed no share of NPU operators')
     with summaries[0].open() as file:
         row = next(csv.DictReader(file))
 
