@@ -87,7 +87,7 @@ def converted(graph: Graph, batch: int | None = None) -> bytes:
         source.write_bytes(bytecode.getvalue())
         ended = subprocess.run([sys.executable, '-c', CONVERTER, source, target], capture_output=True, text=True)
         if ended.returncode or not target.exists():
-            said = ended.stderr.strip().splitlines()[-1:] or ['nothing said']
+            said = ended.stderr.strip().splitlines()[-1:] or ['no output']
             raise UserError(f'litert-converter failed with status {ended.returncode}: {said[0]}')
         return target.read_bytes()
 

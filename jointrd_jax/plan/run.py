@@ -106,7 +106,7 @@ def ended_badly(status: int, said: str, target: chips.Target) -> UserError:
             f'--topology={target.name}: {plugin} {version(plugin)} does not fit JAX {version("jax")}; '
             f"pip install --upgrade 'jointrd_jax[{extra}]' brings the one that does"
         )
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or ['nothing said']
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ['no output']
     last = next((line for line in lines if re.match(r'F\d{4} ', line)), lines[-1])  # F: libtpu's fatal errors
     return UserError(f'--topology={target.name}: the compiler ended with status {status}: {last[:300]}')
 
@@ -188,7 +188,7 @@ def run(
         for field in ('batch_size', 'eval_batch_size'):
             if config[field] % target.count:
                 raise UserError(
-                    f'config.{field}={config[field]} does not divide over the {target.count} chips of {target.name}'
+                    f'config.{field}={config[field]} is not a multiple of the {target.count} chips of {target.name}'
                 )
     if out and not Path(out).absolute().parent.is_dir():
         raise UserError(f'--json: the directory of {out} does not exist')

@@ -70,7 +70,7 @@ def test_a_killed_plan_leaves_no_compiler_behind():
     [
         (['--topology=v9:2x2'], 'names no chip that can be compiled for; there are TPUs (v4, v5e'),
         (['--topology=v5e'], 'does not say how many chips'),
-        (['--topology=v5e:3x1'], 'config.batch_size=32 does not divide over the 3 chips'),
+        (['--topology=v5e:3x1'], 'config.batch_size=32 is not a multiple of the 3 chips'),
         (['--topology=v5e:2x2', '--json=/nowhere/x.json'], 'the directory of /nowhere/x.json does not exist'),
         (['--topology=v5e:2x2', '--config.dataset.name=nosuch'], 'nosuch'),
     ],
@@ -101,7 +101,7 @@ def test_bad_input_is_one_line(arguments, message):
             '<unknown>:0: error: Failed to parse using StableHLO v1.9.8, this could indicate forward incompatibility',
             r'libtpu \S+ does not fit JAX \d.*jointrd_jax\[plan-tpu\]',
         ),
-        (1, '', 'nothing said'),
+        (1, '', 'no output'),
     ],
 )
 def test_a_compiler_that_ends_without_an_answer(status, said, message):

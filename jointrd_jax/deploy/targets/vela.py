@@ -62,7 +62,7 @@ def compiled(request: dict[str, Any], *more: str) -> dict[str, Any]:
     said = [line.strip() for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
     if ended.returncode:
         reasons = [line for line in said if re.search(r'error|failed|unable|no space', line, re.IGNORECASE)]
-        raise RuntimeError((reasons or said or [f'status {ended.returncode}, nothing said'])[-1])
+        raise RuntimeError((reasons or said or [f'status {ended.returncode}, no output'])[-1])
     summaries = list(Path(request['directory']).glob('*_summary_*.csv'))
     operators = re.search(r'NPU operators = \d+ \(([\d.]+)%\)', ended.stdout)
     if not summaries or not operators:
