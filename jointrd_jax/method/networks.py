@@ -299,10 +299,10 @@ class Network(nn.Module):
     def near_identity(self, params: Any) -> Any:
         """Fresh parameters whose blocks nearly pass on what they are given: each kernel W there becomes delta + 0.1 W.
 
-        delta is the identity kernel (channels beyond those that enter get only 0.1 W). With rectifiers that are nearly
-        linear the network then starts as a ResNet does by its shortcuts, with gradients that keep their length through
-        any depth (Xiao et al., ICML 2018, have the same for orthogonal kernels and tanh). This only sets where
-        training begins and is no parametrisation: the kernel itself is trained.
+        delta is the identity kernel; channels beyond those that enter get 0.1 W alone. With rectifiers that are nearly
+        linear a block then starts much as a residual block does (compare Xiao et al., ICML 2018, who start tanh
+        networks from orthogonal kernels). This sets where training begins and is no parametrisation: the kernel
+        itself is trained.
         """
 
         def start(path: tuple, leaf: AnyArray) -> AnyArray:
