@@ -61,7 +61,7 @@ def test_a_dataset_gives_names_and_normalisation(tmp_path):
     convert(tmp_path / 'w.safetensors', tmp_path / 'run', dataset='digits')
     assert run_directory.load(tmp_path / 'run').data.image_shape == (8, 8, 1)
     foreign_file(tmp_path / 'v.safetensors', Network((1, 1), width=4, num_classes=7, stem_kind='cifar'))
-    with pytest.raises(UserError, match=r'7 classes and 1 channels, digits has 10 and 1'):
+    with pytest.raises(UserError, match=r'7 classes and 1 channels, but the dataset digits has 10 and 1'):
         convert(tmp_path / 'v.safetensors', tmp_path / 'other', dataset='digits')
     assert not (tmp_path / 'other').exists()
 
