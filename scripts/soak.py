@@ -4,17 +4,18 @@
     python scripts/soak.py --steps 10000 --checkpoint_every 1000
 
 Trains configs/digits.py, shrunk, with an evaluation every 40 steps, and reads /proc a hundred times a second. What
-counts is the highest reading in each tenth of the run (within a save all three rise for a moment; that is no growth,
-but it must be met in every tenth, so the readings lie closer than a save is long). From the second and third tenth
+counts is the lowest reading in each tenth of the run: within a save all three rise for a moment, which is no growth,
+and what is never given back is there between saves too. From the second and third tenth
 (everything is compiled, all buffers are made) to the last two, memory may grow by 32 MB, open files by 8 and threads
 by 4. From 5,000 steps on memory must have come to rest: from the sixth and seventh tenth to the last two it may grow
-by 8 MB. (With a checkpoint every 20 steps it does not quite: docs/reliability.md says why.)
+by 8 MB. (docs/reliability.md says what is still not given back.)
 Prints a JSON summary; exit status 1 beyond a limit.
 """
 
 import argparse
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def usage(pid: int) -> dict[str, float]:
 
 
 def soak(steps: int, checkpoint_every: int, directory: Path) -> dict:
-    """Train for `steps` and return the highest usage in each tenth, what it grew by, and how often it was read."""
+    """Train for `steps` and return the lowest usage in each tenth, what it grew by, and how often it was read."""
     epochs = -(-steps // STEPS_PER_EPOCH)
     process = subprocess.Popen(
         [sys.executable, '-m', 'jointrd_jax.main', '--config=configs/digits.py', f'--workdir={directory / "run"}',
@@ -50,16 +51,16 @@ def soak(steps: int, checkpoint_every: int, directory: Path) -> dict:
         cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     metrics, samples = directory / 'run' / 'metrics.jsonl', 0
-    tenths = [dict.fromkeys(LIMITS, 0.0) for _ in range(10)]
+    tenths = [dict.fromkeys(LIMITS, math.inf) for _ in range(10)]
     while process.poll() is None:
         done = len(metrics.read_text().splitlines()) / epochs if metrics.exists() else 0
         if done < 1:
             with contextlib.suppress(FileNotFoundError, KeyError, ProcessLookupError):  # it is ending
-                highest = tenths[int(10 * done)]
-                highest |= {name: max(value, highest[name]) for name, value in usage(process.pid).items()}
+                lowest = tenths[int(10 * done)]
+                lowest |= {name: min(value, lowest[name]) for name, value in usage(process.pid).items()}
                 samples += 1
         time.sleep(0.01)
-    if process.wait() or not all(highest['threads'] for highest in tenths):
+    if process.wait() or not all(lowest['threads'] < math.inf for lowest in tenths):
         raise SystemExit(f'training ended with status {process.returncode} after {samples} samples')
 
     def grown(since: tuple[int, ...], name: str) -> float:
@@ -72,7 +73,7 @@ def soak(steps: int, checkpoint_every: int, directory: Path) -> dict:
     return {
         'date': time.strftime('%Y-%m-%d'), 'steps': epochs * STEPS_PER_EPOCH, 'checkpoint_every': checkpoint_every,
         'samples': samples,
-        'memory_mb': [round(highest['memory_mb'], 1) for highest in tenths],
+        'memory_mb': [round(lowest['memory_mb'], 1) for lowest in tenths],
         'grown_and_limit': growth, 'beyond': [name for name, (value, limit) in growth.items() if value > limit],
     }  # fmt: skip
 
