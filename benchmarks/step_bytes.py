@@ -79,24 +79,22 @@ def by_kind(text: str) -> list[tuple[float, int, str]]:
 
 
 def all_reduces(text: str) -> str:
-    """Where the all-reduces of a scheduled text lie among its operations, and how far apart they start and end.
+    """Where the all-reduces of a scheduled text lie among its operations, and from where to where each runs.
 
-    A TPU's compiler may run one inside the fusions of other work ("async-collective-start" to "-done").
+    A TPU's compiler may run one inside the fusions of other work, from "async-collective-start" to "-done".
     """
     entry = [line for line in text[text.rfind('\nENTRY') :].splitlines() if compiled.INSTRUCTION.match(line)]
     started, lines = {}, []
     for at, line in enumerate(entry):
         (one,) = compiled.instructions(line)
-        number = one.name.removeprefix('async-collective-start').removeprefix('async-collective-done')
-        if number == one.name and one.opcode == 'all-reduce':
+        is_fused = one.name.startswith('async-collective-')
+        begun = one.name.replace('done', 'start') if is_fused else next(iter(one.operands), '')
+        if one.opcode == 'all-reduce':
             lines.append(f'all-reduce {one.bytes / 1e6:.1f} MB at {at}/{len(entry)}, nothing beside it')
-        elif one.opcode in ('all-reduce-start', 'async-start') and 'all-reduce' in line:
+        elif begun == one.name or (one.opcode in ('all-reduce-start', 'async-start') and 'all-reduce' in line):
             started[one.name] = at
-        elif one.name.startswith('async-collective-start'):
-            started[number] = at
-        elif begun := started.get(number if number != one.name else (one.operands or ('',))[0]):
-            if one.opcode in ('all-reduce-done', 'async-done') or number != one.name:
-                lines.append(f'all-reduce {one.bytes / 1e6:.1f} MB from {begun} to {at}/{len(entry)}')
+        elif begun in started and (is_fused or one.opcode in ('all-reduce-done', 'async-done')):
+            lines.append(f'all-reduce {one.bytes / 1e6:.1f} MB from {started[begun]} to {at}/{len(entry)}')
     return '\n'.join(lines)
 
 

@@ -78,6 +78,10 @@ def test_the_datasets_of_the_study(python, tmp_path):
     written = [cv2.imread(str(path), 0) for path in sorted((tmp_path / 'fashion' / 'val' / '1').iterdir())]
     assert np.array_equal(written, images[[1, 3, 5]])
     assert len(list((tmp_path / 'fashion' / 'train' / '0').iterdir())) == 400
+    assert python('image_folders.py', 'fashion-choice', 'choice', '--source', source).returncode == 0
+    first, others = ([cv2.imread(str(path), 0) for path in sorted((tmp_path / 'choice' / split / '1').iterdir())]
+                     for split in ('train', 'val'))  # fmt: skip
+    assert np.array_equal(first, images[1::2][:400]) and np.array_equal(others, images[1::2][400:])
     whole = (source / 't10k-labels-idx1-ubyte.gz').read_bytes()
     (source / 't10k-labels-idx1-ubyte.gz').write_bytes(whole[:-9])
     assert 'the file is not whole' in python('image_folders.py', 'fashion', 'again', '--source', source).stderr

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 from jointrd_jax import config as config_lib
-from jointrd_jax.config import TRAINS_RESNET
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.interface import Variables
 from jointrd_jax.runs import provenance, run_directory
@@ -72,7 +71,7 @@ def begin(job: Job, checkpoints: Checkpoints, only_scheduled: bool = False) -> P
 
 def initial_weights(job: Job) -> Variables | None:
     """The weights of `config.restore`, its head fresh where it is to be new, or of `model.init`; None: random ones."""
-    if job.config.model.init == 'identity' and job.config.procedure not in TRAINS_RESNET:
+    if job.config.model.init == 'identity' and job.config.procedure not in config_lib.TRAINS_RESNET:
         fresh = job.student.initialise(jax.random.key(job.config.seed), job.dataset.image_shape)
         return {**fresh, 'params': job.student.near_identity(fresh['params'])}
     if job.teacher and job.config.model.init == 'teacher':
