@@ -179,8 +179,8 @@ def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
         margin = step_lib.margin(networks.teacher, teacher) if task.method.distill_weight else None
         frozen = step_lib.replicate(TeacherView(teacher, margin), mesh)
     device_step = step_lib.make_device_step(networks, task.method, task.optimizer, 1000, lambda epoch: jnp.float32(1))
-    train_step = step_lib.make_train_step(task.dataset, device_step, 0, mesh, task.steps)
-    return train_step, state, (frozen, device_arrays, batch)
+    train_step = step_lib.make_train_step(task.dataset, device_step, mesh, task.steps)
+    return train_step, state, (frozen, device_arrays, step_lib.replicate(np.int32(0), mesh), batch)
 
 
 def flops_on_cpu(task: Task) -> float | None:

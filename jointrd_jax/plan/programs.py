@@ -103,14 +103,17 @@ def of_run(config: ml_collections.ConfigDict, dataset: Dataset, mesh: jax.shardi
     state = placed(jax.eval_shape(initial), everywhere)
     frozen = placed(jax.eval_shape(view), everywhere) if teacher and not trains_teacher else None
     arrays = placed(dataset.device_arrays, everywhere)
+    seed = placed(np.int32(config.seed), everywhere)
 
     def train(name: str, method: Method, epochs: int) -> Program:
         device_step = step_lib.make_device_step(
             networks, method, optimizer, steps_per_epoch, mixing_weight, slope, config.ema.decay
         )
-        function = step_lib.make_train_step(dataset, device_step, config.seed, mesh)
+        function = step_lib.make_train_step(dataset, device_step, mesh)
         batch = placed(batch_of(dataset, config.batch_size, False), rows)
-        return Program(name, function, (state, frozen, arrays, batch), config.batch_size, epochs * steps_per_epoch)
+        return Program(
+            name, function, (state, frozen, arrays, seed, batch), config.batch_size, epochs * steps_per_epoch
+        )
 
     mixed = int(np.count_nonzero(np.asarray(mixing_weight(np.arange(config.epochs))) > 0)) if method.taps else 0
     programs = []

@@ -81,9 +81,9 @@ def mixture(gradients: dict[str, Tree]) -> dict[str, jax.Array]:
 
 
 def make_measure(
-    dataset: Dataset, networks: Networks, method: Method, mixing_weight: Callable, seed: int, mesh: jax.sharding.Mesh
+    dataset: Dataset, networks: Networks, method: Method, mixing_weight: Callable, mesh: jax.sharding.Mesh
 ) -> Callable:
-    """(state, frozen, device_arrays, batch, epoch) -> `mixture` of the gradient that the step at hand takes."""
+    """(state, frozen, device_arrays, seed, batch, epoch) -> `mixture` of the gradient that the step at hand takes."""
 
     def device_measure(
         state: TrainState, frozen: TeacherView | None, images: jax.Array, labels: jax.Array, epoch: jax.Array
@@ -102,8 +102,11 @@ def make_measure(
         device_measure, mesh=mesh, in_specs=(P(), P(), P(AXIS), P(AXIS), P()), out_specs=P(), check_vma=False
     )
 
-    def measure(state: TrainState, frozen: Tree, device_arrays: Tree, batch: Tree, epoch: jax.Array) -> Tree:
-        images, labels = dataset.preprocess(device_arrays, batch, jax.random.fold_in(jax.random.key(seed), state.step))
+    def measure(
+        state: TrainState, frozen: Tree, device_arrays: Tree, seed: jax.Array, batch: Tree, epoch: jax.Array
+    ) -> Tree:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        images, labels = dataset.preprocess(device_arrays, batch, key)
         return mapped(state, frozen, images, labels, epoch)
 
     return jax.jit(measure, out_shardings=replicated(mesh))

@@ -58,6 +58,7 @@ class Job:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.mesh = step_lib.make_mesh()
         self.device_arrays = step_lib.replicate(self.dataset.device_arrays, self.mesh)
+        self.seed = step_lib.replicate(np.int32(config.seed), self.mesh)
         self.teacher = self.evaluated(plan.teacher) if plan.teacher else None
         self.frozen = self.view_of(self.teacher) if self.teacher else None
         self.trains_teacher = config.procedure == 'jointrd_scratch'
@@ -79,9 +80,7 @@ class Job:
         )
         self.measure_gradients = reporter.first_call(
             'compiling the measurement of gradients',
-            gradients.make_measure(
-                self.dataset, self.networks, self.method, self.mixing_weight, config.seed, self.mesh
-            ),
+            gradients.make_measure(self.dataset, self.networks, self.method, self.mixing_weight, self.mesh),
         )
         self._train_steps: dict[tuple[Method, int], Callable] = {}
 
@@ -136,7 +135,7 @@ class Job:
                 self.slope,
                 self.config.ema.decay,
             )
-            program = step_lib.make_train_step(self.dataset, device_step, self.config.seed, self.mesh, count)
+            program = step_lib.make_train_step(self.dataset, device_step, self.mesh, count)
             what = 'compiling the training step' + (f', {count} at once' if count > 1 else '')
             self._train_steps[method, count] = self.reporter.first_call(what, program)
         return self._train_steps[method, count]
@@ -155,12 +154,12 @@ class Job:
         """A fresh state on all devices; `student` gives other initial weights than random ones."""
         make = runtime.jit_once(self.make_state, out_shardings=step_lib.replicated(self.mesh))
         with self.reporter.waiting('initialising'):
-            return make(student)
+            return make(self.seed, student)
 
-    def make_state(self, student: Variables | None = None) -> TrainState:
+    def make_state(self, seed: jax.typing.ArrayLike, student: Variables | None = None) -> TrainState:
         """`initial_state`, traceable."""
         return step_lib.initial_state(
-            jax.random.key(self.config.seed), self.networks, self.method, self.dataset.image_shape,
+            jax.random.key(seed), self.networks, self.method, self.dataset.image_shape,
             self.optimizer, self.trains_teacher, student, averages=self.config.ema.decay > 0,
         )  # fmt: skip
 

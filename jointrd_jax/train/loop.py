@@ -209,7 +209,7 @@ class Trainer:
         """Dispatch the steps of a group of batches; returns what `step.make_train_step` reports of them."""
         job, position = self.job, self.position
         train_step = job.train_step(step, group.steps)
-        position.state, report = train_step(position.state, job.frozen, job.device_arrays, group.on_devices)
+        position.state, report = train_step(position.state, job.frozen, job.device_arrays, job.seed, group.on_devices)
         return report
 
     def before_step(self, step: int, group: Group) -> None:
@@ -219,7 +219,7 @@ class Trainer:
         if self.probe.is_due(step):
             job = self.job
             sharded = shard_batches([group.first], job.mesh)
-            self.probe.record(step, self.position.state, job.frozen, job.device_arrays, sharded)
+            self.probe.record(step, self.position.state, job.frozen, job.device_arrays, job.seed, sharded)
 
     def show_samples(self, batch: Batch) -> None:
         """Give the trackers the augmented images of a batch, as the coming step takes them."""

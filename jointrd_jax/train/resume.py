@@ -107,7 +107,8 @@ def restored(job: Job, checkpoints: Checkpoints, step: int) -> Position:
     history, changes = check(job, checkpoints, step)
     everywhere = step_lib.replicated(job.mesh)
     template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), jax.eval_shape(job.make_state)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(job.make_state, job.seed),
     )
     items = checkpoints.restore(
         step, {'student': template.student, 'best': template.student, 'trainer': step_lib.trainer_item(template)}

@@ -318,14 +318,13 @@ def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax
     }
 
 
-def make_train_step(
-    dataset: 'Dataset', device_step: Callable, seed: int, mesh: jax.sharding.Mesh, steps: int = 1
-) -> Callable:
-    """(state, frozen, device_arrays, batch) -> (state, report), jitted and mapped over `mesh`.
+def make_train_step(dataset: 'Dataset', device_step: Callable, mesh: jax.sharding.Mesh, steps: int = 1) -> Callable:
+    """(state, frozen, device_arrays, seed, batch) -> (state, report), jitted and mapped over `mesh`.
 
     The state is donated; the report, a copy of its 'epoch_sums' and 'fault', stays readable, so that the
     host can look at it steps later without holding up the device.
-    What is random is drawn for the whole batch from (seed, step), so it does not depend on the devices.
+    What is random is drawn for the whole batch from (seed, step), so it does not depend on the devices; the seed is
+    an argument, so that runs of several seeds share one compiled program.
     With `steps` > 1 one call takes so many steps, on as many batches stacked ([steps, B, ...], see `shard_batches`).
     """
     mapped = jax.shard_map(
@@ -336,7 +335,9 @@ def make_train_step(
         check_vma=False,  # gradients are per device until the explicit pmean
     )
 
-    def train_step(state: TrainState, frozen: Tree, device_arrays: Tree, batch: Tree) -> tuple[TrainState, Tree]:
+    def train_step(
+        state: TrainState, frozen: Tree, device_arrays: Tree, seed: jax.Array, batch: Tree
+    ) -> tuple[TrainState, Tree]:
         def one(state: TrainState, batch: Tree) -> tuple[TrainState, None]:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             images, labels = dataset.preprocess(device_arrays, batch, key)

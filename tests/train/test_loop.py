@@ -10,6 +10,7 @@ import pytest
 from jointrd_jax import config as config_lib, data
 from jointrd_jax.errors import UserError
 from jointrd_jax.method import joint
+from jointrd_jax.plan.programs import of_run
 from jointrd_jax.runs import from_config, run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint_places import DIRECTORY
 from jointrd_jax.train import loop, step as step_lib
@@ -188,6 +189,19 @@ def test_batches_must_divide_and_fit(tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_runs_of_all_seeds_share_their_programs():
+    """Else each seed of a comparison compiles anew."""
+    config = tiny_config(procedure='jointrd_scratch')
+    dataset = data.load(config)
+
+    def lowered(seed):
+        config.seed = seed
+        programs = of_run(config, dataset, step_lib.make_mesh(jax.devices()[:2]))
+        return [program.function.lower(*program.arguments).as_text() for program in programs]
+
+    assert lowered(1) == lowered(0)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, quiet):
     config = tiny_config(procedure='plain', optimizer__learning_rate=1e30, optimizer__schedule='constant')
     with pytest.raises(
@@ -220,11 +234,11 @@ def test_same_losses_on_one_device_and_on_four():
         device_step = step_lib.make_device_step(
             networks, method, optimizer, 1, lambda epoch: joint.mixing_weight(epoch, 0.5, 3)
         )
-        step = step_lib.make_train_step(dataset, device_step, 0, mesh)
+        step = step_lib.make_train_step(dataset, device_step, mesh)
         device_arrays = step_lib.replicate(dataset.device_arrays, mesh)
         found = []
         for batch, _ in zip(dataset.train_batches(0), range(5)):
-            state, report = step(state, None, device_arrays, batch)
+            state, report = step(state, None, device_arrays, np.int32(0), batch)
             found.append({name: float(value) for name, value in report['epoch_sums'].items()})
         return found
 
