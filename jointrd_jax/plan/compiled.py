@@ -13,6 +13,7 @@ BYTES = {
 COLLECTIVES = (
     'all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter', 'collective-permute', 'collective-broadcast',
 )  # fmt: skip
+LIBRARY_CALL = 'custom_call_target="__cu'
 NOT_WORK = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'iota'}
 ARRAY = re.compile(r'\b(pred|[a-z]+\d+)\[([\d,]*)\]')
 INSTRUCTION = re.compile(
@@ -75,6 +76,15 @@ def traffic(text: str, cache: int) -> dict[str, int]:
         total += read + one.bytes
         beyond += max(0, read - cache) + max(0, one.bytes - cache)
     return {'all': total, 'beyond_cache': beyond}
+
+
+def moved(compiled: Any) -> float | None:
+    """Bytes that a program reads and writes: XLA's count, or, where it has none or leaves out library calls, `traffic`.
+
+    On a GPU convolutions are such calls (cuDNN's), and XLA counts no byte of theirs.
+    """
+    count, text = cost(compiled).get('bytes accessed'), compiled.as_text() or ''
+    return count if count and LIBRARY_CALL not in text else traffic(text, 0)['all'] if text else None
 
 
 def cycles(text: str) -> int:
