@@ -149,7 +149,7 @@ def config_tasks(config: Any, procedures: Sequence[str]) -> list[Task]:
         method = from_config.method(config, student)
         teacher = from_config.resnet(config, len(dataset.classes), AXIS) if method.needs_teacher else None
         optimizer = from_config.optimizer(
-            config, from_config.learning_rate(config, dataset.train_size // config.batch_size)
+            config, from_config.learning_rate(config, student, dataset.train_size // config.batch_size)
         )
         batch = next(iter(dataset.train_batches(0)))
         batch['mask'] = np.ones(config.batch_size, bool)

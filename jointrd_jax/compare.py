@@ -98,7 +98,7 @@ def cell_config(
     cell.procedure, cell.seed = procedure, seed
     cell.update_from_flattened_dict(fields)
     if cell.model.activation in ('relu', 'tailored'):
-        cell.model.slope = 0.0  # a recipe's slope is for the roads that read it
+        cell.model.slope, cell.model.slope_layers = 0.0, 0  # a recipe's slope is for the roads that read it
     cell.teacher.path = teacher if procedure in config_lib.NEEDS_TEACHER else ''
     cell.update_from_flattened_dict((variants or {}).get(variant, {}))
     return cell

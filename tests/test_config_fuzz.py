@@ -91,7 +91,7 @@ def start_or_refuse(config, workdir: Path) -> bool:
         check_line(error)
         return False
     steps = dataset.train_size // config.batch_size
-    schedule = from_config.learning_rate(config, steps)
+    schedule = from_config.learning_rate(config, student, steps)
     if student.num_blocks <= 20:  # tracing takes its time
         trains_teacher = config.procedure == 'jointrd_scratch'
         teacher = from_config.resnet(config, len(dataset.classes)) if trains_teacher else None

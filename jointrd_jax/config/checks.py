@@ -56,9 +56,12 @@ def check_block(config: ml_collections.ConfigDict) -> None:
         hidden = model.width * model.width_per_group // 64 * model.groups
         if not hidden or any(n % model.groups for n in model.hidden):
             raise UserError(f'{asked} does not fit config.model.width={model.width}: {hidden} channels inside a block')
-    if model.slope and model.activation in ('relu', 'tailored'):
+    given = [f'config.model.{field}={model[field]}' for field in ('slope', 'slope_layers') if model[field]]
+    if len(given) > 1:
+        raise UserError(f'{" and ".join(given)} exclude each other; set one of them to 0')
+    if given and model.activation in ('relu', 'tailored'):
         raise UserError(
-            f'config.model.slope={model.slope} has no effect with config.model.activation={model.activation}; '
+            f'{given[0]} has no effect with config.model.activation={model.activation}; '
             'only leaky, prelu and annealed have a slope'
         )
 

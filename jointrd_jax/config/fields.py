@@ -157,6 +157,11 @@ FIELDS: dict[str, Field] = {
     'model.slope': Field(
         0.0, *between(0, 1), 'of leaky, and at the start of prelu and annealed; 0: the one of tailored'
     ),
+    'model.slope_layers': Field(
+        0, *at_least(0, 3 * MAX_BLOCKS),
+        'instead of model.slope: in a network of L layers, more than these, the slope is 1 - slope_layers / L; 0: it '
+        'is model.slope at any depth',
+    ),
     'model.anneal_fraction': Field(0.75, *FRACTION, 'annealed: share of the run in which the slope falls (a cosine)'),
     'model.init': Field(
         'random', *one_of('random', 'identity', 'teacher'),
@@ -184,6 +189,11 @@ FIELDS: dict[str, Field] = {
     'distill.alpha': Field(0.9, *between(0, 1), 'share of the KL term in logit_kd and resnet_kd'),
     'distill.temperature': Field(4.0, *POSITIVE, 'T of the KL term'),
     'optimizer.learning_rate': Field(0.1, *POSITIVE, 'peak learning rate'),
+    'optimizer.rate_layers': Field(
+        0, *at_least(0, 3 * MAX_BLOCKS),
+        'a student without shortcuts that has more layers than these, L, is trained at rate_layers / L of the rate; '
+        '0: the rate is the same at any depth',
+    ),
     'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'constant'), 'how it falls'),
     'optimizer.warmup_fraction': Field(
         0.0, *FRACTION, 'share of the run spent on a linear warm-up from 0, before the schedule'

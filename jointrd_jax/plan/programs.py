@@ -77,7 +77,7 @@ def of_run(config: ml_collections.ConfigDict, dataset: Dataset, mesh: jax.shardi
     teacher = from_config.resnet(config, classes, AXIS) if method.needs_teacher or trains_teacher else None
     networks = step_lib.networks_for(student, teacher, method)
     steps_per_epoch = dataset.train_size // config.batch_size
-    optimizer = from_config.optimizer(config, from_config.learning_rate(config, steps_per_epoch))
+    optimizer = from_config.optimizer(config, from_config.learning_rate(config, student, steps_per_epoch))
     slope = from_config.annealed_slope(config, student, steps_per_epoch)
     everywhere, rows = step_lib.replicated(mesh), NamedSharding(mesh, P(AXIS))
 

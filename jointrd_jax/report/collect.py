@@ -30,7 +30,7 @@ USED_BY = {
 }
 IN_NAME = ('model.reparam', 'model.activation', 'model.init')  # of a student: 'jointrd+dirac'
 # Fields of the student that a ResNet does not use.
-OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.anneal_fraction', 'model.hidden')
+OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.slope_layers', 'model.anneal_fraction', 'model.hidden')
 EXPORT = 'export.json'
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 

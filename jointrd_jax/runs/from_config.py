@@ -51,6 +51,8 @@ def slope(config: ml_collections.ConfigDict, network: Network) -> float:
     """The slope below 0 of the student's activations at the start of training; 0 for ReLUs."""
     if config.model.activation == 'relu':
         return 0.0
+    if config.model.slope_layers:
+        return max(0.0, 1 - config.model.slope_layers / network.depth)
     return config.model.slope or tailored_slope(network.rectifiers)
 
 
@@ -105,10 +107,18 @@ def method(config: ml_collections.ConfigDict, network: Network) -> Method:
     return Method(label_smoothing=smoothing)
 
 
-def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Callable:
-    """step -> learning rate: linear warm-up, then the schedule named by config.optimizer.schedule."""
+def peak_rate(config: ml_collections.ConfigDict, network: Network) -> float:
+    """The highest learning rate of a run: lower for a deep network without shortcuts, if the config asks for it."""
+    layers, rate = config.optimizer.rate_layers, config.optimizer.learning_rate
+    if not layers or network.shortcuts != 'none':
+        return rate
+    return rate * min(1.0, layers / network.depth)
+
+
+def learning_rate(config: ml_collections.ConfigDict, network: Network, steps_per_epoch: int) -> Callable:
+    """step -> learning rate of `network`: linear warm-up, then the schedule named by config.optimizer.schedule."""
     settings, total = config.optimizer, config.epochs * steps_per_epoch
-    peak, warmup = settings.learning_rate, round(settings.warmup_fraction * total)
+    peak, warmup = peak_rate(config, network), round(settings.warmup_fraction * total)
     if settings.schedule == 'cosine':
         after = optax.cosine_decay_schedule(peak, max(total - warmup, 1))
     elif settings.schedule == 'constant':

@@ -71,7 +71,7 @@ class Job:
         self.provenance = provenance.provenance(self.dataset)
         # Computed here for all epochs, so that the loop waits for no device.
         self.mixing_weights = np.asarray(jax.jit(self.mixing_weight)(np.arange(config.epochs)))
-        self.schedule = from_config.learning_rate(config, self.steps_per_epoch)
+        self.schedule = from_config.learning_rate(config, plan.student, self.steps_per_epoch)
         self.optimizer = from_config.optimizer(config, self.schedule)
         self.slope = from_config.annealed_slope(config, plan.student, self.steps_per_epoch)
         hybrids = self.method.taps if config.eval_hybrids else ()

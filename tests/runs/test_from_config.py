@@ -4,13 +4,14 @@ import numpy as np
 import optax
 import pytest
 
+from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
 from jointrd_jax.runs import from_config
 from tests.support.configs import shipped_config, tiny_config
 
 
 def rates(config, epochs, steps_per_epoch=10):
-    schedule = from_config.learning_rate(config, steps_per_epoch)
+    schedule = from_config.learning_rate(config, from_config.student(config, 10), steps_per_epoch)
     return [float(schedule(int(epoch * steps_per_epoch))) for epoch in epochs]
 
 
@@ -34,6 +35,30 @@ def test_warmup_and_cosine():
     np.testing.assert_allclose(rates(config, [5, 10, 19.9, 20, 50]), [0.1, 0.2, 0.2, 0.02, 0.02], rtol=1e-5)
     config.optimizer.drop_epochs, config.optimizer.drop_fractions = (), (0.2, 0.5)
     np.testing.assert_allclose(rates(config, [10, 19.9, 20, 50]), [0.2, 0.2, 0.02, 2e-3], rtol=1e-5)
+
+
+def test_deep_students_are_trained_at_a_lower_rate():
+    """In proportion to the layers beyond config.optimizer.rate_layers; ResNets and shallow ones at the rate itself."""
+    shapes = {34: (3, 4, 6, 3), 18: (2, 2, 2, 2), 66: (8, 8, 8, 8)}
+    expected = {('plain', 34): 0.1, ('plain', 18): 0.1, ('plain', 66): 0.1 * 34 / 66, ('resnet', 66): 0.1}
+    for (procedure, layers), rate in expected.items():
+        config = tiny_config(
+            procedure=procedure, model__stage_sizes=shapes[layers], optimizer__rate_layers=34,
+            optimizer__learning_rate=0.1, optimizer__schedule='constant', optimizer__warmup_fraction=0.0,
+        )  # fmt: skip
+        np.testing.assert_allclose(rates(config, [0, 1]), [rate, rate], rtol=1e-6)
+
+
+def test_the_slope_follows_the_depth():
+    """1 - slope_layers / layers, never below 0."""
+    for sizes, slope in (((3, 4, 6, 3), 0.5), ((8, 8, 8, 8), 1 - 17 / 66), ((1, 1), 0.0)):
+        config = tiny_config(
+            procedure='plain', model__stage_sizes=sizes, model__activation='prelu', model__slope_layers=17
+        )
+        assert from_config.student(config, 10).slope == pytest.approx(slope)
+    config.model.slope = 0.5
+    with pytest.raises(UserError, match=r'slope=0.5 and config.model.slope_layers=17 exclude each other'):
+        config_lib.validate(config)
 
 
 def test_optimizer_is_pytorchs_sgd():

@@ -224,7 +224,7 @@ def test_same_losses_on_one_device_and_on_four():
         student = from_config.student(config, 10, step_lib.AXIS)
         method = from_config.method(config, student)
         networks = step_lib.networks_for(student, from_config.resnet(config, 10, step_lib.AXIS), method)
-        optimizer = from_config.optimizer(config, from_config.learning_rate(config, 40))
+        optimizer = from_config.optimizer(config, from_config.learning_rate(config, student, 40))
         state = jax.jit(
             lambda: step_lib.initial_state(
                 jax.random.key(0), networks, method, dataset.image_shape, optimizer, trains_teacher=True
