@@ -22,7 +22,7 @@ from jointrd_jax.system import buckets, files
 from jointrd_jax.train import loop
 from tests.support import buckets as stores
 from tests.support.configs import QUICK_FLAGS, ROOT, QuietReporter
-from tests.support.faults import LONG, SMALL, Stopping, outcome, run_with_stops, small_config, stop
+from tests.support.faults import SMALL, Stopping, outcome, run_with_stops, small_config, stop
 from tests.support.runs import digits_run
 
 BOUND = 300  # seconds
@@ -138,9 +138,8 @@ def test_two_hosts_write_one_checkpoint(s3, command, tmp_path):
     finish(*start(workdir))
     assert Checkpoints(workdir).steps() == [40, 32]
     assert run_directory.load(workdir).summary.devices.startswith('4 x')  # and its digest is that of the weights
-    if LONG:
-        finish(*start(tmp_path / 'run'))
-        assert outcome(workdir) == outcome(tmp_path / 'run')
+    finish(*start(tmp_path / 'run'))
+    assert outcome(workdir) == outcome(tmp_path / 'run')
 
 
 def test_damage_in_a_bucket_is_seen_and_named(s3):
