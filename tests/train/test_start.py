@@ -1,5 +1,7 @@
 """What a student starts with, and what of it is kept: its teacher's weights, an average over the steps."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
 from jointrd_jax.runs import run_directory
 from jointrd_jax.train import loop
+from tests.support.configs import TINY, shipped_config
 from tests.support.faults import small_config
 
 
@@ -35,11 +38,21 @@ def test_a_student_starts_with_its_teachers_weights_where_it_has_the_same(teache
 
 @pytest.mark.parametrize('procedure', ['plain', 'resnet'])
 def test_a_student_starts_near_the_identity_and_a_resnet_as_ever(procedure, tmp_path, quiet):
-    config = small_config(procedure, epochs=1, batch_size=512, model__init='identity', optimizer__learning_rate=1e-30)
+    """By the recipe, whose rule for the depth sets the student's slopes and rate and leaves a ResNet's as they are."""
+    small = dict(TINY, procedure=procedure, epochs=1, batch_size=512, model__stage_sizes=(1, 1))
+    rule = dict(model__slope_layers=3, optimizer__rate_layers=3, optimizer__learning_rate=1e-10)
+    constant = dict(optimizer__schedule='constant', optimizer__warmup_fraction=0.0)
+    config = shipped_config('near_identity', **small, **rule, **constant)
     loop.run(config, tmp_path / 'run', quiet)
     run = run_directory.load(tmp_path / 'run')
-    centre = np.diagonal(run.variables['params']['stage1_block1']['conv2']['kernel'][1, 1])
+    block = run.variables['params']['stage1_block1']
+    centre = np.diagonal(block['conv2']['kernel'][1, 1])
     assert (abs(centre - 1).max() < 0.5) == (procedure == 'plain'), centre
+    assert ('act1' in block) == (procedure == 'plain')
+    if procedure == 'plain':
+        np.testing.assert_allclose(block['act1']['slope'], 0.5, atol=1e-6)  # 1 - 3 / 6
+    (line,) = map(json.loads, (tmp_path / 'run' / run_directory.METRICS).read_text().splitlines())
+    assert line['learning_rate'] == pytest.approx(0.5e-10 if procedure == 'plain' else 1e-10)
 
 
 @pytest.mark.parametrize(
