@@ -16,9 +16,9 @@ def get_config(run: str = ''):
     config = base.default()
     if run:
         from jointrd_jax.deploy import convert
-        from jointrd_jax.runs import run_directory, weights
+        from jointrd_jax.runs import run_directory, state_dicts, weights
 
-        if weights.is_weight_file(run):
+        if state_dicts.is_weight_file(run):
             trained = convert.config_of(weights.load(run, new_head=True).network, '')
         else:
             trained = run_directory.read_config(run)

@@ -5,7 +5,7 @@ from jointrd_jax.config import FIELDS
 MARK = '<!-- config fields -->'
 HEADINGS = {
     '': 'The run', 'model': 'The network', 'mix': 'Mixed paths', 'distill': 'Distillation', 'optimizer': 'Optimiser',
-    'dataset': 'Data', 'teacher': 'Teacher', 'nan': 'Losses that are not finite',
+    'ema': 'Averaged weights', 'dataset': 'Data', 'teacher': 'Teacher', 'nan': 'Losses that are not finite',
     'checkpoint': 'Checkpoints', 'log': 'What is shown and logged',
 }  # fmt: skip
 
@@ -22,7 +22,7 @@ def fields() -> str:
     lines = []
     for group, members in groups.items():
         lines += [
-            f'## {HEADINGS.get(group, group)}',
+            f'## {HEADINGS[group]}',
             '',
             '| field | default | accepts | meaning |',
             '|---|---|---|---|',

@@ -129,7 +129,7 @@ def help_text(name: str, module: ModuleType, values: flags.FlagValues) -> str:
         lines.append(f'  {shown:<24} {" ".join((flag.help or "").split())}{default}')
     if 'config' in values:
         lines.append(
-            f'  {"--config.FIELD=VALUE":<24} Any field of the recipe; jointrd_jax/config/fields.py says what they mean.'
+            f'  {"--config.FIELD=VALUE":<24} Any field of the recipe; jointrd_jax.config.FIELDS says what they mean.'
         )
     return '\n'.join(lines)
 

@@ -31,6 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues) -> None:
-    from jointrd_jax.plan import run
+    from jointrd_jax.errors import require
 
+    run = require('jointrd_jax.plan.run', 'data')  # batches as the input pipeline would make them
     run.run(given.config, given.topology, effort=given.effort, largest=given.largest, out=given.json)

@@ -23,8 +23,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues, path: str, *images: str) -> None:
-    from jointrd_jax.deploy import predict
+    from jointrd_jax.errors import require
     from jointrd_jax.system import runtime
 
+    predict = require('jointrd_jax.deploy.predict', 'data')  # decodes images
     runtime.configure()
     predict.run(path, images, which=given.which, top=given.top, form=given.format, batch=given.batch)

@@ -31,7 +31,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list('shapes', [], 'Instead of runs: ResNet depths, with random weights.', flag_values=values)
     flags.DEFINE_enum('stem', 'imagenet', STEMS, 'Of the shapes: 224 or 32 pixels.', flag_values=values)
     flags.DEFINE_integer('width', 64, 'Of the shapes: channels of the first stage.', lower_bound=1, flag_values=values)
-    flags.DEFINE_list('networks', ['ResNet', 'projection', 'plain'], 'Of each shape.', flag_values=values)
+    flags.DEFINE_list(
+        'networks', ['ResNet', 'projection', 'plain'], 'Of each shape: ResNet, projection, plain.', flag_values=values
+    )
     flags.DEFINE_string('json', None, 'A file for all rows.', flag_values=values)
     flags.DEFINE_string(
         'out', None, 'A directory to make for the exports of runs, and their results.', flag_values=values

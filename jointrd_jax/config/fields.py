@@ -194,7 +194,7 @@ FIELDS: dict[str, Field] = {
         'a student without shortcuts that has more layers than these, L, is trained at rate_layers / L of the rate; '
         '0: the rate is the same at any depth',
     ),
-    'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'constant'), 'how it falls'),
+    'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'constant'), 'how the rate falls'),
     'optimizer.warmup_fraction': Field(
         0.0, *FRACTION, 'share of the run spent on a linear warm-up from 0, before the schedule'
     ),
@@ -243,7 +243,8 @@ FIELDS: dict[str, Field] = {
         "subtracted from pixels of 0..1; auto: the authors' for CIFAR, else measured (streamed: imagenet)",
     ),
     'dataset.std': Field(
-        'auto', *per_channel(0.001, 10), 'then divided by; measured: on the training images, at most 10,000 if streamed'
+        'auto', *per_channel(0.001, 10),
+        'what they are divided by then; measured: on the training images, at most 10,000 if streamed',
     ),
     'dataset.image_size': Field(224, *at_least(1, MAX_SIDE), 'side of the crops of streamed (not in-memory) images'),
     'dataset.crop_scale': Field(

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jointrd_jax.deploy import advise as advising, bench, candidates as candidates_lib, card, results, savings
+from jointrd_jax.deploy import advise as advising, bench, candidates as candidates_lib, card, export, results, savings
 from jointrd_jax.deploy.candidates import Candidate
 from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.results import Row
@@ -126,11 +126,7 @@ def run(request: Request, console: Console | None = None) -> list[Row]:
 
 def command() -> str:
     """The command line of this process, as it can be given again."""
-    return (
-        f'jointrd {" ".join(sys.argv[1:])}'
-        if sys.argv[1:2] == ['targets']
-        else f'jointrd targets {" ".join(sys.argv[1:])}'
-    )
+    return f'jointrd targets {" ".join(sys.argv[1:])}'
 
 
 def beside(candidate: Candidate, out: Path, asked: str, rows: Sequence[Row]) -> None:
@@ -138,7 +134,7 @@ def beside(candidate: Candidate, out: Path, asked: str, rows: Sequence[Row]) -> 
     own = [row for row in rows if row.network in (candidate.name, candidate.baseline)]
     held = {'command': asked, 'network': candidate.name, 'rows': [row.as_json() for row in own]}
     files.write_json(out / results.FILE, held)
-    record = files.read_json(out / 'export.json')
+    record = files.read_json(out / export.RECORD)
     files.write_atomically(out / 'README.md', '\n'.join([card.text(record), *section(held)]))
 
 
@@ -196,8 +192,8 @@ def residual(request: Request) -> tuple[str, Graph]:
     if len(request.runs) != 1:
         raise UserError('--advise is for one network: name one run')
     (path,) = request.runs
-    if (Path(path) / 'export.json').is_file():
-        path = files.read_json(Path(path) / 'export.json')['run']
+    if (Path(path) / export.RECORD).is_file():
+        path = files.read_json(Path(path) / export.RECORD)['run']
     held = run_directory.load(path, request.which)
     network = held.network.clone(shortcuts='all', hidden=(), reparam='none', activation='relu')
     return Path(path).resolve().name, candidates_lib.folded(network, held.data.image_shape)

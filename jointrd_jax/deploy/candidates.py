@@ -76,7 +76,7 @@ def of_runs(
     found: list[Candidate] = []
     for path in map(Path, paths):
         name = unique(path.resolve().name, [candidate.name for candidate in found])
-        if (path / 'export.json').is_file():
+        if (path / export.RECORD).is_file():
             out = path
         elif (path / run_directory.CONFIG).is_file():
             out = (keep or work / 'exports') / name
@@ -103,7 +103,7 @@ def of_export(out: Path, name: str, work: Path, images: int, data_dir: str | Non
     Raises:
       UserError: its record or a file is damaged, its run is not here, or holds other weights now.
     """
-    record = files.read_json(out / 'export.json')
+    record = files.read_json(out / export.RECORD)
     try:
         run_path, digest, which, artifacts = (record[key] for key in ('run', 'digest', 'which', 'artifacts'))
         paths = {kind: (out / about['file'], about['sha256']) for kind, about in artifacts.items()}

@@ -10,12 +10,11 @@ import numpy as np
 
 from jointrd_jax.config import default
 from jointrd_jax.data.description import DataDescription
+from jointrd_jax.data.normalisation import IMAGENET
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, STAGE_SIZES, Network, Variables, grouped_hidden
 from jointrd_jax.runs.summary import Summary
 
-# What torchvision's weights expect, which were trained on ImageNet.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TOLERANCE = 1e-4  # of equivalent removal, relative
 
 
@@ -84,8 +83,8 @@ def data_of(
         name,
         classes=tuple(str(i) for i in range(network.num_classes)),
         image_shape=(side, side, channels),
-        mean=IMAGENET_MEAN if channels == 3 else (0.0,) * channels,
-        std=IMAGENET_STD if channels == 3 else (1.0,) * channels,
+        mean=IMAGENET[0] if channels == 3 else (0.0,) * channels,
+        std=IMAGENET[1] if channels == 3 else (1.0,) * channels,
     )
 
 
@@ -159,14 +158,14 @@ def convert(
     Raises:
       UserError: `path` holds no network, `out` holds something already, or they do not fit together.
     """
-    from jointrd_jax.runs import provenance, run_directory, weights
+    from jointrd_jax.runs import provenance, run_directory, state_dicts, weights
     from jointrd_jax.system import buckets, files
 
     path, out = buckets.place(path), buckets.place(out)
     with buckets.answering(out):
         if out.is_file() or (out.exists() and any(out.iterdir())):
             raise UserError(f'{out} exists already; choose another --out')
-    if out.name.lower().endswith(weights.ENDINGS) and out.suffix != '.safetensors':
+    if out.name.lower().endswith(state_dicts.ENDINGS) and out.suffix != '.safetensors':
         raise UserError(f'{out}: weights are written as .safetensors only')
     with buckets.answering(path):
         if not path.exists():

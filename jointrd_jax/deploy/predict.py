@@ -16,6 +16,7 @@ from rich.progress import track
 
 from jointrd_jax.data import images as images_lib
 from jointrd_jax.data.sources import IMAGE_SUFFIXES
+from jointrd_jax.deploy.export import RECORD
 from jointrd_jax.deploy.runner import Runner
 from jointrd_jax.errors import UserError
 from jointrd_jax.runs import predictions, run_directory
@@ -131,7 +132,7 @@ def described(path: Path) -> tuple[Path, dict[str, Any]]:
     if not path.exists():
         raise UserError(f'{path}: no such run or export')
     file, record = path, {}
-    beside = (path if path.is_dir() else path.parent) / 'export.json'
+    beside = (path if path.is_dir() else path.parent) / RECORD
     if beside.is_file():
         record = files.read_json(beside)
         held = record.get('artifacts') if isinstance(record, dict) else None

@@ -329,7 +329,7 @@ def run(
     depths = {f'resnet{depth}': depth for depth in STAGE_SIZES}
     measured = {model: measure(depths[model], stem, width, rounds, say) for model in dict.fromkeys(models)}
     report = {
-        'command': f'python -m jointrd_jax.deploy_report --models {",".join(measured)} --stem {stem} --rounds {rounds}',
+        'command': f'jointrd savings --models {",".join(measured)} --stem {stem} --width {width} --rounds {rounds}',
         'machine': f'{os.cpu_count()} {platform.machine()} cores',
         'versions': {'onnxruntime': require('onnxruntime', 'onnx').__version__},
         'stem': stem,

@@ -15,6 +15,7 @@ from jointrd_jax.method.interface import AnyArray
 
 REPARAMS = ('none', 'dirac', 'branches')
 ACTIVATIONS = ('relu', 'leaky', 'prelu', 'annealed')
+Vector = Float[AnyArray, ' C']  # one number for each channel
 TAILORED_ETA = 0.9  # as Zhang et al. chose it for every depth
 
 kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -112,26 +113,28 @@ class Conv(nn.Module):
         return y + shift.astype(self.dtype)  # not wider: cuDNN's convolutions then add it themselves
 
 
-def wide(x: jax.Array) -> jax.Array:
+def wide(x: AnyArray) -> jax.Array:
     """`x` in float32; a wider dtype stays as it is."""
-    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    return jnp.asarray(x, jnp.promote_types(jnp.float32, x.dtype))
 
 
-def over_channels(v: jax.Array) -> jax.Array:
-    """[C] as [1, 1, 1, C]."""
+def over_channels(v: Vector) -> Float[AnyArray, '1 1 1 C']:
+    """A vector of the channels that broadcasts over maps."""
     return v.reshape(1, 1, 1, -1)
 
 
-def affine(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
+def affine(
+    x: Float[AnyArray, 'B H W C'], mean: Vector, factor: Vector, bias: Vector, dtype: Any
+) -> Float[Array, 'B H W C']:
     """(x - mean) * factor + bias per channel, computed wide, as `dtype`."""
     return ((wide(x) - over_channels(mean)) * over_channels(factor) + over_channels(bias)).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalise(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, dtype: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`x` [B, h, w, C] normalised by the statistics of the batch; its mean and biased variance per channel [C].
+    x: Float[AnyArray, 'B H W C'], scale: Vector, bias: Vector, epsilon: float, axis_name: str | None, dtype: Any
+) -> tuple[Float[Array, 'B H W C'], Float[Array, ' C'], Float[Array, ' C']]:
+    """`x` normalised by the statistics of the batch; its mean and biased variance per channel.
 
     The statistics are for the running averages: no gradient flows back from them. The gradient to `x` is that of
     automatic differentiation, from two sums that one pass over the maps gives; differentiation's own form takes two
@@ -205,13 +208,15 @@ class BatchNorm(nn.Module):
         return y
 
 
-def conv_norm(conv: Conv, norm: BatchNorm, x: AnyArray, train: bool) -> jax.Array:
+def conv_norm(
+    conv: Conv, norm: BatchNorm, x: Float[AnyArray, 'B H W C'], train: bool
+) -> Float[Array, 'B h w features']:
     """norm(conv(x)); by running statistics the norm is folded into the convolution: no pass over its map is left."""
     return norm(conv(x), train) if train else conv(x, norm.folded())
 
 
 @jax.custom_vjp
-def rectify(x: jax.Array) -> jax.Array:
+def rectify(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
     """max(x, 0), whose gradient passes where the result is positive: `x` itself need not be kept for it."""
     return jnp.maximum(x, 0)
 

@@ -259,9 +259,8 @@ class Network(nn.Module):
         init = torch_linear_init(self.feature_channels)
         self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=init, bias_init=init)
 
-    if (
-        TYPE_CHECKING
-    ):  # as `StagedNetwork` has it: Flax's annotation adds a tuple that its callers would have to exclude
+    # As `StagedNetwork` has it: Flax's annotation adds a tuple that its callers would have to exclude.
+    if TYPE_CHECKING:
 
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 

@@ -22,19 +22,19 @@ def pool(x: Float[AnyArray, 'B H W C']) -> Float[Array, 'B h w C']:
     return jax.lax.platform_dependent(jnp.asarray(x), cuda=pool_by_place, default=pool_by_window)
 
 
-def pool_by_window(x: jax.Array) -> jax.Array:
+def pool_by_window(x: Float[Array, 'B H W C']) -> Float[Array, 'B h w C']:
     padding: Any = ((1, 1), (1, 1))  # flax's annotation knows only 'SAME' and 'VALID'
     return nn.max_pool(x, (SIZE, SIZE), strides=(STRIDE, STRIDE), padding=padding)
 
 
 @jax.custom_vjp
-def pool_by_place(x: jax.Array) -> jax.Array:
+def pool_by_place(x: Float[Array, 'B H W C']) -> Float[Array, 'B h w C']:
     """`pool_by_window` with the gradient of `pool_backward`."""
     return pool_by_window(x)
 
 
-def seen(x: jax.Array, number: int) -> jax.Array:
-    """[B, h, w, C]: the value that each window has at place `number` of `PLACES`."""
+def seen(x: Float[Array, 'B H W C'], number: int) -> Float[Array, 'B h w C']:
+    """The value that each window has at place `number` of `PLACES`."""
     (batch, height, width, channels), (row, column) = x.shape, PLACES[number]
     rows, columns = (height + 1) // STRIDE, (width + 1) // STRIDE
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jointrd_jax import config as config_lib
+from jointrd_jax.deploy.export import RECORD
 from jointrd_jax.errors import UserError
 from jointrd_jax.report import paired, targets
 from jointrd_jax.runs import run_directory, summary as summary_lib
@@ -31,7 +32,7 @@ USED_BY = {
 IN_NAME = ('model.reparam', 'model.activation', 'model.init')  # of a student: 'jointrd+dirac'
 # Fields of the student that a ResNet does not use.
 OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.slope_layers', 'model.anneal_fraction', 'model.hidden')
-EXPORT = 'export.json'
+
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 
 Point = tuple[float, float]
@@ -207,7 +208,7 @@ def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, 
     by_path = {buckets.resolved(record.path): record for record in records}
     by_digest = {record.summary.student_digest: record for record in records if record.summary}
     found = {}
-    for place in (place for path in paths for place in buckets.find(path, EXPORT)):
+    for place in (place for path in paths for place in buckets.find(path, RECORD)):
         try:
             about = files.read_json(place)
         except UserError:

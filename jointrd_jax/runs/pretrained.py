@@ -7,7 +7,7 @@ import ml_collections
 
 from jointrd_jax.data.description import DataDescription
 from jointrd_jax.method.networks import Network
-from jointrd_jax.runs import run_directory, weights
+from jointrd_jax.runs import run_directory, state_dicts, weights
 from jointrd_jax.runs.run_directory import Run
 from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import buckets
@@ -37,7 +37,7 @@ def load(
       UserError: nothing there, damaged, or a weight file that does not fit.
     """
     path = buckets.place(path)
-    if not weights.is_weight_file(path):
+    if not state_dicts.is_weight_file(path):
         return run_directory.load(path, which)
     channels = None if new_head else data.image_shape[-1]
     loaded = weights.load(path, network, channels, new_head=new_head)

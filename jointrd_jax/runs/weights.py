@@ -15,11 +15,9 @@ from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import BLOCK_CHOICES, STEMS, Network, Variables, grouped_hidden
 from jointrd_jax.runs import foreign_names
 from jointrd_jax.runs.foreign_names import Shapes
-from jointrd_jax.runs.state_dicts import ENDINGS, METADATA, StateDict, is_weight_file, open_state_dict
+from jointrd_jax.runs.state_dicts import METADATA, StateDict, open_state_dict
 from jointrd_jax.runs.torch_names import export_names, import_names, names, template, to_torch_layout
 from jointrd_jax.system import buckets, files
-
-__all__ = ['ENDINGS', 'METADATA', 'is_weight_file', 'open_state_dict']  # of state_dicts, for callers of this module
 
 MARKS = {'dirac': 'conv1.alpha', 'branches': 'bn1_1x1.weight'}  # a name that only this parametrisation has
 

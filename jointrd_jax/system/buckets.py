@@ -301,7 +301,7 @@ class Lease:
                 self.answers = False
 
     def check(self) -> None:
-        """Raises UserError: another process has taken the place over, since it heard nothing of this one."""
+        """Raises UserError: another process took the place over, since this one did not renew its lease in time."""
         if not self.lost:
             found = self.read()
             self.lost = found is None or self.mark not in found.decode(errors='replace')

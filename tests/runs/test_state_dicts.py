@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.runs import weights
+from jointrd_jax.runs import state_dicts, weights
 
 torch = pytest.importorskip('torch')
 
@@ -123,7 +123,7 @@ def test_the_moving_average_is_taken_where_it_is_asked_for(tmp_path, key):
 )
 def test_endings(tmp_path, name):
     torch.save(state(), tmp_path / name)  # also a PyTorch file that is called .safetensors
-    assert weights.is_weight_file(tmp_path / name)
+    assert state_dicts.is_weight_file(tmp_path / name)
     check(tmp_path / name)
 
 
@@ -263,7 +263,7 @@ def test_a_file_without_a_head_or_for_other_classes_serves_where_the_head_is_new
     torch.save(without('fc.weight', 'fc.bias'), tmp_path / 'headless.pth')
     thousand = {**state(), 'fc.weight': torch.zeros(1000, 32), 'fc.bias': torch.zeros(1000)}
     torch.save(thousand, tmp_path / 'thousand.pth')
-    asked = weights.guess_network(weights.open_state_dict(tmp_path / 'thousand.pth')).clone(num_classes=3)
+    asked = weights.guess_network(state_dicts.open_state_dict(tmp_path / 'thousand.pth')).clone(num_classes=3)
     body = without('fc.weight', 'fc.bias')
     for name in ('headless', 'thousand'):
         check(tmp_path / f'{name}.pth', body, network=asked, new_head=True)

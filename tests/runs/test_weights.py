@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import SHORTCUTS, Network, create
-from jointrd_jax.runs import weights
+from jointrd_jax.runs import state_dicts, weights
 from tests.support.networks import images_like, randomised, relative_difference
 
 
@@ -143,7 +143,7 @@ def test_a_pickle_that_would_run_code_is_refused(torch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 and so on', b'hello, world', b'\x80\x02garbage', b'\xff' * 64])
-@pytest.mark.parametrize('ending', weights.ENDINGS)
+@pytest.mark.parametrize('ending', state_dicts.ENDINGS)
 def test_a_file_that_is_not_what_its_ending_says_is_refused(request, tmp_path, ending, content):
     if ending != '.safetensors':
         request.getfixturevalue('torch')
@@ -182,7 +182,7 @@ def test_metadata_that_lies_is_refused_or_harmless(tmp_path, about):
     network = Network((1,), False, 2, 3, 'cifar')
     path = tmp_path / 'w.safetensors'
     arrays = weights.export_names(randomised(network, (8, 8, 1)))
-    path.write_bytes(safetensors.numpy.save(arrays, {weights.METADATA: json.dumps(about)}))
+    path.write_bytes(safetensors.numpy.save(arrays, {state_dicts.METADATA: json.dumps(about)}))
     try:
         assert weights.load(path).network.num_classes == 3
     except UserError:
@@ -204,7 +204,7 @@ def test_metadata_that_describes_no_network_is_refused(tmp_path, change):
     network = Network((1,), False, 2, 3, 'cifar')
     fields = {name: getattr(network, name) for name in weights.NETWORK_FIELDS} | change
     arrays = weights.export_names(randomised(network, (8, 8, 1)))
-    blob = safetensors.numpy.save(arrays, {weights.METADATA: json.dumps({'network': fields})})
+    blob = safetensors.numpy.save(arrays, {state_dicts.METADATA: json.dumps({'network': fields})})
     (tmp_path / 'w.safetensors').write_bytes(blob)
     with pytest.raises(UserError, match='describes no network|choices were given'):
         weights.load(tmp_path / 'w.safetensors')
