@@ -15,9 +15,7 @@ import pytest
 
 import tests.support.shapes  # noqa: F401 - before the hook, which looks it up
 
-CHECKED = [
-    f'jointrd_jax.method.{module}' for module in ('joint', 'layers', 'losses', 'networks', 'pooling')
-]
+CHECKED = [f'jointrd_jax.method.{module}' for module in ('joint', 'layers', 'losses', 'networks', 'pooling')]
 with jaxtyping.install_import_hook(CHECKED, 'tests.support.shapes.checked'):
     for name in CHECKED:
         importlib.import_module(name)

@@ -2,8 +2,6 @@
 
 In a dataflow design every edge is a stream with a FIFO, every shortcut a clone of a stream and a merge of two.
 """
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# The tool is not installed, or has no types, where types are checked.
 
 import collections
 import contextlib

@@ -1,6 +1,4 @@
 """IREE, from StableHLO's portable bytecode: its transient memory, and the network run on this machine's CPU."""
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# The tool is not installed, or has no types, where types are checked.
 
 import subprocess
 import sys

@@ -1,6 +1,4 @@
 """Alibaba's MNN, for phones, on this machine's CPU: accuracy, and latency against the baseline on one pinned thread."""
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# The tool is not installed, or has no types, where types are checked.
 
 import subprocess
 import sys

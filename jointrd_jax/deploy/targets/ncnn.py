@@ -1,6 +1,4 @@
 """Tencent's ncnn, for phones, on this machine's CPU: accuracy, and latency against the baseline on a pinned thread."""
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# The tool is not installed, or has no types, where types are checked.
 
 import importlib.util
 import subprocess

@@ -2,8 +2,6 @@
 
 The cycles are the compiler's own estimate, layer by layer, in the log of its build.
 """
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# The tool is not installed, or has no types, where types are checked.
 
 import contextlib
 import os

@@ -1,6 +1,4 @@
 """Apache TVM: its static memory plan, and the network run by its compiled code on this machine's CPU."""
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# The tool is not installed, or has no types, where types are checked.
 
 import re
 from collections.abc import Callable
