@@ -159,8 +159,8 @@ FIELDS: dict[str, Field] = {
     ),
     'model.slope_layers': Field(
         0, *at_least(0, 3 * MAX_BLOCKS),
-        'instead of model.slope: in a network of L layers, more than these, the slope is 1 - slope_layers / L; 0: it '
-        'is model.slope at any depth',
+        'instead of model.slope: in a network of L layers the slope is 1 - slope_layers / L, and 0 in one of fewer '
+        'layers than these; 0: it is model.slope at any depth',
     ),
     'model.anneal_fraction': Field(0.75, *FRACTION, 'annealed: share of the run in which the slope falls (a cosine)'),
     'model.init': Field(

@@ -32,7 +32,6 @@ USED_BY = {
 IN_NAME = ('model.reparam', 'model.activation', 'model.init')  # of a student: 'jointrd+dirac'
 # Fields of the student that a ResNet does not use.
 OF_STUDENT = (*IN_NAME, 'model.shortcuts', 'model.slope', 'model.slope_layers', 'model.anneal_fraction', 'model.hidden')
-
 ORDER = ('resnet', 'resnet_kd', 'plain', 'feature_kd', 'logit_kd', 'jointrd_scratch', 'jointrd')
 
 Point = tuple[float, float]
