@@ -1,16 +1,9 @@
 """JointRD at any depth, on handwritten digits: one rule for the weights of the paths, in half the epochs of digits.
 
 Paper     Li et al., NeurIPS 2020; the weights of the paths are this project's (docs/experiments.md)
-Command   at 34 layers
-          jointrd train --config any_depth --workdir runs/any34 --config.model.init=identity \\
-              --config.model.activation=prelu --config.model.slope=0.5
-          from 66 layers on, without a teacher
-          jointrd train --config any_depth --workdir runs/deep258 --config.procedure=plain \\
-              --config.model.stage_sizes=32,32,32,32 --config.model.reparam=dirac --config.model.activation=prelu \\
-              --config.model.slope=0.95
-          several roads beside each other
+Command   several roads to a network without shortcuts beside each other (near_identity is the one to start with)
           jointrd compare --config any_depth --workdir runs/any_depth \\
-              --procedures resnet,plain+identity+prelu,jointrd+identity+prelu --config.model.slope=0.5
+              --procedures resnet,plain+identity+prelu,jointrd+identity+prelu --config.model.slope_layers=17
 Hardware  two CPU cores; docs/experiments.md has what was measured
 """
 

@@ -3,7 +3,7 @@
 Paper     Li et al., NeurIPS 2020; the start and the rule for the depth are this project's (docs/experiments.md)
 Command   with JointRD, at 34 layers
           jointrd train --config near_identity --workdir runs/near34
-          without a teacher, at 258
+          (deeper, the study takes --config.mix.num_taps=7); without a teacher, at 258
           jointrd train --config near_identity --workdir runs/near258 --config.procedure=plain \\
               --config.model.stage_sizes=32,32,32,32
 Hardware  two CPU cores; docs/experiments.md has what was measured
