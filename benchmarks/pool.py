@@ -67,7 +67,7 @@ def main() -> None:
             images = jax.ShapeDtypeStruct(IMAGES, jnp.float32)
             arguments = programs.placed((variables['params'], variables['batch_stats'], images), sharding)
             made = jax.jit(jax.grad(loss, has_aux=True)).lower(*arguments).compile()
-            moved = compiled.moved(made) or 0
+            moved = compiled.moved(compiled.cost(made).get('bytes accessed'), made.as_text() or '')
             kept = compiled.memory(made)['temporaries']
             print(f'{topology} {name}: {moved / 1e6:.0f} MB, {kept / 1e6:.0f} of temporaries', flush=True)
 

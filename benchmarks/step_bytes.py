@@ -116,7 +116,7 @@ def main(_: list[str]) -> None:
             least = least_bytes(program.function.trace(*program.arguments))
             made, text = worker.compiled(program, target, EFFORT.value, chosen)
             cost, memory = compiled.cost(made), compiled.memory(made)
-            traffic = compiled.moved(made) or 0
+            traffic = compiled.moved(cost.get('bytes accessed'), text)
             time = f'{1e3 * cost.get("optimal_seconds", 0):.1f}'
             if EFFORT.value == 'full':
                 time = f'{1e3 * compiled.cycles(text) / (target.chip.clock or 1):.1f}'

@@ -218,7 +218,7 @@ class Stepper:
         if task.steps == 1:  # of a loop XLA counts the body once
             # Counted before convolutions become library calls. XLA for GPUs has no count there: the CPU's is taken.
             self.row['flops'] = read.cost(lowered).get('flops') or flops_on_cpu(task)
-            self.row['bytes'] = read.moved(self.compiled)
+            self.row['bytes'] = read.moved(read.cost(self.compiled).get('bytes accessed'), self.compiled.as_text())
         self.steps_a_call = task.steps
         self(2 * task.steps)
         began = time.perf_counter()

@@ -191,8 +191,8 @@ FIELDS: dict[str, Field] = {
     'optimizer.learning_rate': Field(0.1, *POSITIVE, 'peak learning rate'),
     'optimizer.rate_layers': Field(
         0, *at_least(0, 3 * MAX_BLOCKS),
-        'a student without shortcuts that has more layers than these, L, is trained at rate_layers / L of the rate; '
-        '0: the rate is the same at any depth',
+        'a student without shortcuts that has more layers than these, L, is trained at rate_layers / L of the rate, '
+        'and so is a teacher that is trained beside it; 0: the rate is the same at any depth',
     ),
     'optimizer.schedule': Field('cosine', *one_of('cosine', 'step', 'constant'), 'how the rate falls'),
     'optimizer.warmup_fraction': Field(

@@ -78,13 +78,18 @@ def traffic(text: str, cache: int) -> dict[str, int]:
     return {'all': total, 'beyond_cache': beyond}
 
 
-def moved(compiled: Any) -> float | None:
-    """Bytes that a program reads and writes: XLA's count, or, where it has none or leaves out library calls, `traffic`.
+def moved(count: float | None, text: str) -> float:
+    """Bytes that a program reads and writes: XLA's count, or that of `traffic` where XLA has none or leaves out calls.
 
-    On a GPU convolutions are such calls (cuDNN's), and XLA counts no byte of theirs.
+    On a GPU convolutions are calls of a library, cuDNN, and XLA counts no byte of theirs.
+
+    Args:
+      count: XLA's, `cost(compiled)['bytes accessed']`; None where there is none.
+      text: of the compiled module.
     """
-    count, text = cost(compiled).get('bytes accessed'), compiled.as_text() or ''
-    return count if count and LIBRARY_CALL not in text else traffic(text, 0)['all'] if text else None
+    if count and LIBRARY_CALL not in text:
+        return count
+    return traffic(text, cache=0)['all']
 
 
 def cycles(text: str) -> int:

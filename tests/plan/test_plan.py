@@ -151,3 +151,16 @@ def test_sizes_are_read_from_the_text_of_a_module():
         'all-reduce': {'number': 1, 'bytes': 16},
         'all-gather': {'number': 1, 'bytes': 8},
     }
+
+
+def test_the_bytes_of_library_calls_are_counted():
+    """XLA's count for a GPU has none of them; where there are none it stands."""
+    text = """HloModule m
+
+ENTRY %main (x: f32[1,8,8,4], k: f32[3,3,4,4]) -> f32[1,8,8,4] {
+  %x = f32[1,8,8,4]{3,2,1,0} parameter(0)
+  %k = f32[3,3,4,4]{3,2,1,0} parameter(1)
+  ROOT %y = f32[1,8,8,4]{3,2,1,0} custom-call(%x, %k), custom_call_target="__cudnn$convForward"
+}"""
+    assert compiled.moved(0.0, text) == compiled.moved(7.0, text) == 4 * (256 + 144 + 256)
+    assert compiled.moved(7.0, text.replace('__cudnn$convForward', 'Sharding')) == 7
