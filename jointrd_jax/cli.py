@@ -19,11 +19,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
-import jax
 from absl import flags
 
 from jointrd_jax.errors import Interrupted, Stuck, UserError
-from jointrd_jax.system import buckets, distributed, notices, runtime, signals
+from jointrd_jax.system import buckets, notices, runtime, signals
 
 USAGE_STATUS = 2
 COMMANDS = {
@@ -47,17 +46,37 @@ def say(message: object) -> None:
     print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
 
 
+def imported_jax() -> ModuleType | None:
+    """JAX if something has imported it: importing it takes longer than all else that a wrong command line needs."""
+    return sys.modules.get('jax')
+
+
+def is_one_of_several() -> bool:
+    """Whether this process has joined others, of this host or of several."""
+    jax = imported_jax()
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def leave(status: int) -> None:
+    """End this process if it is one of several (see `distributed.leave`); returns otherwise."""
+    if is_one_of_several():
+        from jointrd_jax.system import distributed
+
+        distributed.leave(status)
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether the error says that the memory of the machine or of an accelerator ran out."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
-    )
+    if isinstance(error, MemoryError):
+        return True
+    jax = imported_jax()
+    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
 
 
 def fail(message: object) -> None:
     """Say what was wrong and end with status 2."""
     say(message)
-    distributed.leave(USAGE_STATUS)
+    leave(USAGE_STATUS)
     sys.exit(USAGE_STATUS)
 
 
@@ -228,9 +247,9 @@ def errors_in_one_line() -> Iterator[None]:
             fail(f'out of memory; lower config.batch_size, or set config.remat=True ({error})')
         if reason := runtime.no_backend(error):
             fail(reason)
-        if jax.distributed.is_initialized():
+        if is_one_of_several():
             traceback.print_exc()
-            distributed.leave(1)
+            leave(1)
         raise
 
 

@@ -16,7 +16,7 @@ import ml_collections
 
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import NotFinite, UserError, choice_error, require
-from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS
+from jointrd_jax.method.architectures import ACTIVATIONS, REPARAMS
 from jointrd_jax.report import paired
 from jointrd_jax.runs import from_config, run_directory, summary as summary_lib
 from jointrd_jax.runs.summary import mean_and_spread

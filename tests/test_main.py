@@ -57,6 +57,31 @@ def test_bad_input_is_one_line(args, message, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+WITHOUT_JAX = """
+import sys
+from jointrd_jax import cli
+try:
+    cli.main(sys.argv[1:])
+except SystemExit as end:
+    print(end.code, 'jax' in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    'args, status',
+    [
+        (['--help'], 0),
+        (['train', '--help'], 0),
+        (['train', '--config=digits', '--workdir=none', '--config.epochs=0'], 2),
+        (['train', '--config=digits', '--workdir=none', '--config.epoch=1'], 2),
+        (['trian'], 2),
+    ],
+)
+def test_help_and_what_is_wrong_need_no_jax(args, status, tmp_path):
+    done = subprocess.run([sys.executable, '-c', WITHOUT_JAX, *args], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f'{status} False', done.stdout + done.stderr
+
+
 def test_required_flags_are_named():
     done = command('main')
     assert done.returncode == 2 and done.stderr == 'error: --config is missing\n'

@@ -14,7 +14,7 @@ LOCAL = ('out',)  # take local paths only
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    from jointrd_jax.method.networks import STEMS
+    from jointrd_jax.method.architectures import STEMS
 
     flags.DEFINE_list(
         'models', ['resnet18', 'resnet34', 'resnet50'], 'ResNets to compare with their students.', flag_values=values

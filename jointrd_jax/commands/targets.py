@@ -21,7 +21,7 @@ LOCAL = ('arguments', 'json', 'out')  # take local paths only
 def define_flags(values: flags.FlagValues) -> None:
     from jointrd_jax.commands import options
     from jointrd_jax.deploy.bench import TARGETS
-    from jointrd_jax.method.networks import STEMS
+    from jointrd_jax.method.architectures import STEMS
 
     flags.DEFINE_list(
         'targets', [],

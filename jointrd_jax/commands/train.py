@@ -24,6 +24,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues) -> None:
+    from jointrd_jax import config
+
+    if given.coordinator is None:  # several processes join first: an error of one must end all
+        config.validate(given.config)  # again in `loop.run`, but here before JAX is imported
+
     from jointrd_jax.system import distributed, runtime
     from jointrd_jax.train import loop
 

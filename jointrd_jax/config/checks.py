@@ -5,7 +5,7 @@ import ml_collections
 from jointrd_jax.config.fields import FIELDS, MAX_BLOCKS, MAX_PARAMETERS, MAX_STAGES, NEEDS_TEACHER
 from jointrd_jax.config.values import flatten, shown, suggest
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, STAGE_SIZES
+from jointrd_jax.method.architectures import BOTTLENECK_DEPTHS, STAGE_SIZES
 from jointrd_jax.system import buckets
 
 

@@ -4,8 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS
-from jointrd_jax.method.networks import SHORTCUTS, STAGE_SIZES, STEMS
+from jointrd_jax.method.architectures import ACTIVATIONS, REPARAMS, SHORTCUTS, STAGE_SIZES, STEMS
 
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', 'resnet_kd')
 TRAINS_RESNET = ('resnet', 'resnet_kd')

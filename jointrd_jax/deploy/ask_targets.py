@@ -16,7 +16,8 @@ from jointrd_jax.deploy.candidates import Candidate
 from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.results import Row
 from jointrd_jax.errors import UserError, choice_error
-from jointrd_jax.method.networks import STAGE_SIZES, create
+from jointrd_jax.method.architectures import STAGE_SIZES
+from jointrd_jax.method.networks import create
 from jointrd_jax.runs import run_directory
 from jointrd_jax.system import files, terminal
 

@@ -12,7 +12,8 @@ from jointrd_jax.config import default
 from jointrd_jax.data.description import DataDescription
 from jointrd_jax.data.normalisation import IMAGENET
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, STAGE_SIZES, Network, Variables, grouped_hidden
+from jointrd_jax.method.architectures import BOTTLENECK_DEPTHS, STAGE_SIZES
+from jointrd_jax.method.networks import Network, Variables, grouped_hidden
 from jointrd_jax.runs.summary import Summary
 
 TOLERANCE = 1e-4  # of equivalent removal, relative

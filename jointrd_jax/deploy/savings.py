@@ -17,7 +17,8 @@ from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.remove_shortcuts import without_shortcuts
 from jointrd_jax.deploy.targets.timing import in_pairs
 from jointrd_jax.errors import UserError, choice_error, require
-from jointrd_jax.method.networks import BOTTLENECK_DEPTHS, REGISTRY, STAGE_SIZES, Network, Variables, create
+from jointrd_jax.method.architectures import BOTTLENECK_DEPTHS, STAGE_SIZES
+from jointrd_jax.method.networks import REGISTRY, Network, Variables, create
 from jointrd_jax.system import files
 
 RESNET, PLAIN, REMOVED = 'ResNet', 'plain', 'removed'

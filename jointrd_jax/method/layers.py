@@ -13,8 +13,6 @@ from jaxtyping import Array, Float
 
 from jointrd_jax.method.interface import AnyArray
 
-REPARAMS = ('none', 'dirac', 'branches')
-ACTIVATIONS = ('relu', 'leaky', 'prelu', 'annealed')
 Vector = Float[AnyArray, ' C']  # one number for each channel
 TAILORED_ETA = 0.9  # as Zhang et al. chose it for every depth
 

@@ -19,33 +19,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jointrd_jax.errors import UserError, choice_error
-from jointrd_jax.method.interface import AnyArray, Outputs, Variables
-from jointrd_jax.method.layers import (
+from jointrd_jax.method.architectures import (
     ACTIVATIONS,
+    BOTTLENECK_DEPTHS,
+    BOTTLENECK_EXPANSION,
+    CIFAR_DEPTHS,
     REPARAMS,
-    Activation,
-    BatchNorm,
-    Conv,
-    conv_norm,
-    dirac_delta,
-    torch_linear_init,
+    SHORTCUTS,
+    STAGE_SIZES,
+    STEMS,
 )
+from jointrd_jax.method.interface import AnyArray, Outputs, Variables
+from jointrd_jax.method.layers import Activation, BatchNorm, Conv, conv_norm, dirac_delta, torch_linear_init
 from jointrd_jax.method.pooling import pool
 from jointrd_jax.system.runtime import jit_once
-
-SHORTCUTS = ('all', 'projection', 'none')
-STEMS = ('cifar', 'imagenet', 'pool_first')
-CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # the CIFAR family of He et al.: three stages, width 16
-STAGE_SIZES = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-    **{depth: ((depth - 2) // 6,) * 3 for depth in CIFAR_DEPTHS},
-}
-BOTTLENECK_DEPTHS = (50, 101, 152)
-BOTTLENECK_EXPANSION = 4
 
 IDENTITY_NOISE = 0.1  # the share of its random kernel that a start near the identity keeps, as Dirac's beta
 

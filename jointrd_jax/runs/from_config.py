@@ -9,9 +9,10 @@ from jax.tree_util import DictKey, tree_map_with_path
 
 from jointrd_jax.config import TRAINS_RESNET, has_bottlenecks
 from jointrd_jax.errors import UserError
+from jointrd_jax.method.architectures import STAGE_SIZES
 from jointrd_jax.method.joint import Method
 from jointrd_jax.method.layers import tailored_slope
-from jointrd_jax.method.networks import STAGE_SIZES, Network, grouped_hidden
+from jointrd_jax.method.networks import Network, grouped_hidden
 
 
 def resnet(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None) -> Network:

@@ -12,7 +12,8 @@ import safetensors.numpy
 
 from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import BLOCK_CHOICES, STEMS, Network, Variables, grouped_hidden
+from jointrd_jax.method.architectures import STEMS
+from jointrd_jax.method.networks import BLOCK_CHOICES, Network, Variables, grouped_hidden
 from jointrd_jax.runs import foreign_names
 from jointrd_jax.runs.foreign_names import Shapes
 from jointrd_jax.runs.state_dicts import METADATA, StateDict, open_state_dict

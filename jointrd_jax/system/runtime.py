@@ -1,4 +1,7 @@
-"""Process-wide settings of JAX, made once before its first use, and how programs that run once are compiled."""
+"""Process-wide settings of JAX, made once before its first use, and how programs that run once are compiled.
+
+JAX is imported where it is used: it takes half a second, and a command line that is wrong is answered before.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -7,8 +10,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from jointrd_jax.errors import UserError
 from jointrd_jax.system import files
@@ -81,6 +82,8 @@ def tpu_is_here() -> bool:
 
 def configure() -> None:
     """Persistent compilation cache, and no search for a TPU in vain. JAX's own variables take precedence."""
+    import jax
+
     quieten()
     chosen = os.environ.get('JAX_PLATFORMS') or os.environ.get('JAX_PLATFORM_NAME')
     if not chosen and installed_platforms() == ['cpu', 'tpu'] and not tpu_is_here():
@@ -97,6 +100,8 @@ def jit_once(function: Callable, **options: Any) -> Callable:
     A 34-layer network's initialisation compiles in 3 s instead of 11 there (two cores; random numbers are
     unrolled per parameter); what it computes differs by rounding.
     """
+    import jax
+
     sharding = options.get('out_shardings')
     device = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
     quick = {'xla_backend_optimization_level': 0} if device.platform == 'cpu' else None

@@ -4,8 +4,9 @@ import pytest
 
 from jointrd_jax.deploy import fold as folding, graph
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.layers import ACTIVATIONS, REPARAMS, with_slope
-from jointrd_jax.method.networks import SHORTCUTS, Network, create
+from jointrd_jax.method.architectures import ACTIVATIONS, REPARAMS, SHORTCUTS
+from jointrd_jax.method.layers import with_slope
+from jointrd_jax.method.networks import Network, create
 from tests.support.networks import images_like, randomised, relative_difference
 
 IMAGE = {'cifar': (16, 16, 3), 'imagenet': (48, 48, 3), 'pool_first': (48, 48, 3)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jointrd_jax.errors import UserError
-from jointrd_jax.method import layers, networks, pooling
+from jointrd_jax.method import architectures, layers, networks, pooling
 from jointrd_jax.runs.torch_names import export_names, import_names, template
 from tests.support.networks import SMALL, random_variables
 
@@ -31,7 +31,7 @@ def count_of(name: str) -> int:
         return COUNTS[name]
     family = 'plain' if 'plain' in name else 'projection'
     whole = COUNTS[name.replace(family, 'resnext' if '_32x' in name else 'resnet')]
-    if int(re.search(r'\d+', name)[0]) in networks.CIFAR_DEPTHS:
+    if int(re.search(r'\d+', name)[0]) in architectures.CIFAR_DEPTHS:
         return whole - CIFAR_PROJECTIONS * (family == 'plain')
     return whole - (BOTTLENECK_PROJECTIONS if family == 'plain' else FIRST_PROJECTION)
 

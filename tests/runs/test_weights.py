@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import SHORTCUTS, Network, create
+from jointrd_jax.method.architectures import SHORTCUTS
+from jointrd_jax.method.networks import Network, create
 from jointrd_jax.runs import state_dicts, weights
 from tests.support.networks import images_like, randomised, relative_difference
 
