@@ -3,6 +3,7 @@
 from jointrd_jax.config import FIELDS
 
 MARK = '<!-- config fields -->'
+# Of each group of fields, as in `model.depth`; '' has those without a group. A group without a heading stops the build.
 HEADINGS = {
     '': 'The run', 'model': 'The network', 'mix': 'Mixed paths', 'distill': 'Distillation', 'optimizer': 'Optimiser',
     'ema': 'Averaged weights', 'dataset': 'Data', 'teacher': 'Teacher', 'nan': 'Losses that are not finite',
@@ -11,6 +12,7 @@ HEADINGS = {
 
 
 def on_page_markdown(markdown, **_):
+    """Called by MkDocs for every page, by this name: the page with the table where it has the mark."""
     return markdown.replace(MARK, fields())
 
 
@@ -28,8 +30,11 @@ def fields() -> str:
             '|---|---|---|---|',
         ]
         for name, field in members:
-            default = ','.join(map(str, field.default)) or '()' if isinstance(field.default, tuple) else field.default
-            cells = f'`{default}`' if default != '' else "`''`", field.accepts, field.meaning
+            default = field.default
+            if isinstance(default, tuple):  # as it is written on the command line, but for the empty one
+                default = ','.join(map(str, default)) or '()'
+            shown = "''" if default == '' else default
+            cells = f'`{shown}`', field.accepts, field.meaning
             lines.append(f'| `{name}` | ' + ' | '.join(escape(cell) for cell in cells) + ' |')
         lines.append('')
     return '\n'.join(lines)

@@ -24,7 +24,8 @@ from jointrd_jax.system import files
 from jointrd_jax.train import loop, preflight
 from jointrd_jax.train.progress import Reporter
 
-ROADS = {  # 'PROCEDURE+ROAD': the fields that say how the student is made
+# A road is a way of making a student trainable without shortcuts: 'PROCEDURE+ROAD' sets these fields.
+ROADS = {
     **{name: {'model.reparam': name} for name in REPARAMS if name != 'none'},
     **{name: {'model.activation': name} for name in (*ACTIVATIONS, 'tailored') if name != 'relu'},
     'identity': {'model.init': 'identity'},

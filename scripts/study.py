@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument('--datasets', default='', help='of digits and the names of --folders; default: all')
     parser.add_argument('--depths', default='34,66,130', help=f'of {", ".join(map(str, SHAPES))}')
     parser.add_argument('--seeds', default='0,1,2')
-    parser.add_argument('--roads', default=','.join(ROADS))
+    parser.add_argument('--roads', default=','.join(ROADS), help='none, or those of compare: identity+prelu,dirac')
     parser.add_argument('--folds', type=int, default=FOLDS, help='of the digits; 0: the 500 test images')
     parser.add_argument('--epochs', type=int, default=0, help="0: the recipe's")
     parser.add_argument('--variants', default='', help='as of jointrd compare')

@@ -1,4 +1,6 @@
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,32 @@ def test_every_field_is_read():
     for name in config_lib.FIELDS:
         leaf = name.split('.')[-1]
         assert any(re.search(rf'\.{leaf}\b', text) for text in code.values()), f'no code reads config.{name}'
+
+
+def set_by_name(path: Path) -> Iterator[str]:
+    """What a test file gives by name: keywords of calls that make configs, keys, assigned attributes, and options."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(('config', 'load', 'dict')):
+            yield from (keyword.arg for keyword in node.keywords if keyword.arg)
+        elif isinstance(node, ast.Dict):
+            yield from (key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield ast.unparse(node).removeprefix('config.')
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r'--config\.([\w.]+)=', node.value)
+
+
+def test_every_field_is_set_by_a_test():
+    """A field that no test sets can be ignored or misread unnoticed.
+
+    A test that takes `FIELDS` as a whole, such as the fuzz, does not count: it does not know what a field should do.
+    """
+    tests = ROOT / 'tests'
+    found = {name.replace('__', '.') for path in tests.rglob('*.py') for name in set_by_name(path)}
+    # The tests of datasets give the fields of `dataset` without their group.
+    found |= {f'dataset.{name}' for path in (tests / 'datasets').glob('*.py') for name in set_by_name(path)}
+    missing = config_lib.FIELDS.keys() - found
+    assert not missing, f'no test sets {", ".join(sorted(missing))}'
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ import pytest
 
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
+from jointrd_jax.method import joint
+from jointrd_jax.method.networks import parameter_count
 from jointrd_jax.runs import from_config
+from jointrd_jax.runs.torch_names import template
 from tests.support.configs import shipped_config, tiny_config
 
 
@@ -35,6 +38,16 @@ def test_warmup_and_cosine():
     np.testing.assert_allclose(rates(config, [5, 10, 19.9, 20, 50]), [0.1, 0.2, 0.2, 0.02, 0.02], rtol=1e-5)
     config.optimizer.drop_epochs, config.optimizer.drop_fractions = (), (0.2, 0.5)
     np.testing.assert_allclose(rates(config, [10, 19.9, 20, 50]), [0.2, 0.2, 0.02, 2e-3], rtol=1e-5)
+    config.optimizer.drop_factor = 0.5
+    np.testing.assert_allclose(rates(config, [10, 19.9, 20, 50]), [0.2, 0.2, 0.1, 0.05], rtol=1e-5)
+
+
+def test_the_slope_is_annealed_over_its_fraction_of_the_run():
+    config = tiny_config(
+        procedure='plain', epochs=100, model__activation='annealed', model__slope=0.8, model__anneal_fraction=0.5
+    )
+    slope = from_config.annealed_slope(config, from_config.student(config, 10), 10)
+    np.testing.assert_allclose([slope(step) for step in (0, 250, 500, 1000)], [0.8, 0.4, 0, 0], atol=1e-6)
 
 
 def test_deep_students_are_trained_at_a_lower_rate():
@@ -63,7 +76,7 @@ def test_the_slope_follows_the_depth():
 
 def test_optimizer_is_pytorchs_sgd():
     """Nesterov momentum on gradient + L2, none for Dirac's alpha and beta; clipping comes before L2."""
-    config = tiny_config(optimizer__weight_decay=0.1, optimizer__momentum=0.9, optimizer__clip_norm=0.5)
+    config = tiny_config(optimizer__weight_decay=0.1, optimizer__momentum=0.8, optimizer__clip_norm=0.5)
     optimizer = from_config.optimizer(config, optax.constant_schedule(0.1))
     params = {'conv': {'kernel': jnp.array([2.0]), 'alpha': jnp.array([2.0]), 'beta': jnp.array([2.0])}}
     grads = {'conv': {'kernel': jnp.array([3.0]), 'alpha': jnp.array([4.0]), 'beta': jnp.array([0.0])}}
@@ -71,9 +84,9 @@ def test_optimizer_is_pytorchs_sgd():
     for _ in range(2):
         updates, state = optimizer.update(grads, state, params)
     kernel = 0.5 * 3 / 5 + 0.1 * 2  # clipped to norm 0.5, then L2
-    buffer = kernel * 0.9 + kernel
-    np.testing.assert_allclose(updates['conv']['kernel'], [-0.1 * (kernel + 0.9 * buffer)], rtol=1e-5)
-    np.testing.assert_allclose(updates['conv']['alpha'], [-0.1 * (0.4 + 0.9 * (0.4 * 1.9))], rtol=1e-5)
+    buffer = kernel * 0.8 + kernel
+    np.testing.assert_allclose(updates['conv']['kernel'], [-0.1 * (kernel + 0.8 * buffer)], rtol=1e-5)
+    np.testing.assert_allclose(updates['conv']['alpha'], [-0.1 * (0.4 + 0.8 * (0.4 * 1.8))], rtol=1e-5)
     np.testing.assert_allclose(updates['conv']['beta'], [0])
 
 
@@ -108,6 +121,81 @@ def test_per_block_shortcuts_and_procedures():
     assert (
         from_config.method(config, network).kl_alpha == 0.9 and not from_config.method(config, network).distill_weight
     )
+
+
+@pytest.mark.parametrize(
+    'model, count',  # torchvision's
+    [
+        (dict(model__depth=18), 11_689_512),
+        (dict(model__depth=50, model__block='basic'), 21_797_672),  # resnet34: the same blocks per stage
+        (dict(model__depth=34, model__block='bottleneck'), 25_557_032),  # resnet50
+        (dict(model__depth=50, model__groups=32, model__width_per_group=4), 25_028_904),  # resnext50_32x4d
+    ],
+)
+def test_resnets_are_torchvisions(model, count):
+    config = shipped_config('digits', procedure='resnet', model__width=64, model__stem='imagenet', **model)
+    assert parameter_count(template(from_config.student(config, 1000))) == count
+
+
+@pytest.mark.parametrize(
+    'overrides, built',
+    [
+        (dict(model__hidden=(3, 5)), dict(hidden=(3, 5))),
+        (dict(model__activation='prelu', model__slope=0.3), dict(activation='prelu', slope=0.3)),
+        (dict(model__activation='tailored', model__slope=0.3), dict(activation='leaky', slope=0.3)),
+        (dict(dtype='bfloat16', remat=True), dict(dtype=jnp.bfloat16, remat=True)),
+    ],
+)
+def test_other_choices_reach_the_student(overrides, built):
+    network = from_config.student(tiny_config(procedure='plain', **overrides), 10)
+    assert network == network.clone(**built)
+
+
+@pytest.mark.parametrize('procedure', config_lib.PROCEDURES)
+def test_the_loss_has_the_configs_terms(procedure):
+    config = tiny_config(
+        procedure=procedure, label_smoothing=0.1, distill__weight=2.0, distill__alpha=0.3, distill__temperature=5.0,
+        mix__average_paths=False, mix__mean_of_paths=True,
+    )  # fmt: skip
+    method = from_config.method(config, from_config.student(config, 10))
+    mixed = dict(taps=(1,), distill_weight=2.0, average_paths=False, mean_of_paths=True)
+    kl = dict(kl_alpha=0.3, kl_temperature=5.0)
+    terms = {
+        'jointrd': mixed, 'jointrd_scratch': mixed, 'feature_kd': dict(distill_weight=2.0), 'logit_kd': kl,
+        'resnet_kd': kl,
+    }  # fmt: skip
+    assert method == joint.Method(label_smoothing=0.1, **terms.get(procedure, {}))
+
+
+def test_the_loss_by_hand():
+    """(1 - alpha) CE, its labels smoothed, and alpha T^2 KL of the distributions softened by T (Hinton et al.)."""
+    config = tiny_config(procedure='logit_kd', label_smoothing=0.1, distill__alpha=0.3, distill__temperature=5.0)
+    student = from_config.student(config, 10)
+    variables = student.initialise(jax.random.key(0), (8, 8, 1))
+    images, taught = jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jax.random.normal(jax.random.key(2), (4, 10))
+    labels = np.array([1, 2, 3, 4])
+
+    @jax.jit
+    def logits_and_loss(variables):
+        outputs, _ = student.apply(variables, images, train=True, mutable=['batch_stats'])
+        params, batch_stats = ({'student': variables[name]} for name in ('params', 'batch_stats'))
+        loss, _ = joint.joint_loss(
+            params, batch_stats, images, labels, networks=joint.Networks(student),
+            method=from_config.method(config, student), teacher=joint.TeacherView({}, logits=taught),
+        )  # fmt: skip
+        return outputs.logits, loss
+
+    logits, loss = logits_and_loss(variables)
+    targets = 0.9 * np.eye(10)[labels] + 0.1 / 10
+    p, q = softmax(logits, 5.0), softmax(taught, 5.0)
+    cross_entropy = -(targets * np.log(softmax(logits))).sum(1).mean()
+    kl = 25 * (q * np.log(q / p)).sum(1).mean()
+    np.testing.assert_allclose(loss, 0.7 * cross_entropy + 0.3 * kl, rtol=1e-4)
+
+
+def softmax(logits, temperature=1.0):
+    raised = np.exp(np.asarray(logits, np.float64) / temperature)
+    return raised / raised.sum(1, keepdims=True)
 
 
 def test_imagenet_trains_a_plain50_with_dirac():

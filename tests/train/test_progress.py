@@ -7,9 +7,11 @@ import time
 import pytest
 from rich.console import Console
 
+from jointrd_jax import compare
 from jointrd_jax.runs.summary import Summary
-from jointrd_jax.train import result
+from jointrd_jax.train import loop, result
 from jointrd_jax.train.progress import Reporter, accuracies
+from tests.support.configs import tiny_config
 
 LINE = {
     'epoch': 1, 'step': 40, 'learning_rate': 0.1, 'mix': 0.75, 'loss': 1.2345, 'ce/path1': 0.5, 'ce/student': 0.7,
@@ -130,6 +132,21 @@ def test_quiet_prints_the_last_table_alone():
     assert text(shown) == ''
     shown.table('finished', [('a', 'b')], ('c', 'd'))
     assert 'finished' in text(shown)
+
+
+def test_quiet_is_the_configs(tmp_path, monkeypatch):
+    made = []
+
+    def run_in(config, workdir, reporter):
+        made.append(reporter.quiet)
+        return Summary(procedure=config.procedure, wall_seconds=0.0)
+
+    monkeypatch.setattr(loop, 'run_in', run_in)
+    for quiet in (True, False):
+        config = tiny_config(procedure='plain', log__quiet=quiet)
+        loop.run(config, tmp_path)
+        compare.train(compare.plan(config, tmp_path, [0], ('plain',)), tmp_path, reporter(False))
+    assert made == [True, True, False, False]
 
 
 def test_long_waits_are_named_and_short_ones_are_not():

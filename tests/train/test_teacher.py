@@ -1,12 +1,19 @@
-"""Teachers and first weights that are files of other programs' making."""
+"""Teachers and first weights: the last or best of a run, and files of other programs' making."""
+
+import contextlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from jointrd_jax import data
 from jointrd_jax.errors import UserError
-from jointrd_jax.runs import run_directory, weights
-from jointrd_jax.train import loop
+from jointrd_jax.runs import from_config, run_directory, weights
+from jointrd_jax.runs.checkpoint import Checkpoints
+from jointrd_jax.runs.summary import Summary
+from jointrd_jax.train import job, loop, setup, teacher as teacher_lib
 from tests.support.configs import tiny_config
+from tests.support.networks import randomised
 
 torch = pytest.importorskip('torch')
 
@@ -24,6 +31,25 @@ def teacher(tmp_path_factory):
     path = tmp_path_factory.mktemp('teacher') / 'resnet'
     loop.run(tiny_config(procedure='resnet', epochs=4), path)
     return run_directory.load(path)
+
+
+@pytest.mark.parametrize('which, seed, recorded', [('last', 1, '70.00 %'), ('best', 2, '80.00 %')])
+def test_which_weights_of_its_run_teach(which, seed, recorded, tmp_path, quiet, monkeypatch):
+    """They are held to the accuracy that the run recorded for them."""
+    config = tiny_config(procedure='logit_kd', teacher__path=str(tmp_path / 'teacher'), teacher__which=which)
+    dataset = data.load(config)
+    network = from_config.resnet(config, len(dataset.classes))
+    last, best = (randomised(network, dataset.image_shape, number) for number in (1, 2))
+    images = [dataset.name, dataset.eval_size]
+    summary = Summary(procedure='resnet', wall_seconds=0.0, eval_images=images, last_top1=70.0, best_top1=80.0)
+    run_directory.save(tmp_path / 'teacher', teacher_lib.recipe(config), last, dataset.description, summary)
+    with contextlib.closing(Checkpoints(tmp_path / 'teacher', keep=1)) as checkpoints:
+        checkpoints.save(1, {'student': last, 'best': best}, {'data': dataset.description.to_json()})
+    plan = setup.make(config, tmp_path / 'run')
+    assert plan.teacher.digest == run_directory.digest(randomised(network, dataset.image_shape, seed))
+    monkeypatch.setattr(job, 'evaluate', lambda *_: SimpleNamespace(accuracies={'top1': 10.0}))
+    with pytest.raises(UserError, match=f'its summary records {recorded}'):
+        job.Job(config, tmp_path / 'run', plan, quiet)
 
 
 def test_a_checkpoint_of_another_program_teaches_and_is_restored(teacher, tmp_path, quiet, caplog):
