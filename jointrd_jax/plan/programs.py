@@ -1,7 +1,7 @@
 """The programs of a recipe, as shapes placed on a mesh; nothing is computed, so its devices need not be here."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -13,10 +13,10 @@ from jointrd_jax.data.base import Dataset
 from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.method.interface import required
 from jointrd_jax.method.joint import Method, TeacherView
+from jointrd_jax.system import runtime
 from jointrd_jax.train import assembly, preflight, step as step_lib, teacher as teacher_lib
 from jointrd_jax.train.step import AXIS
 
-Tree = Any
 TRAINING, EVALUATION = 'training step', 'evaluation'
 
 
@@ -45,11 +45,6 @@ class Program(NamedTuple):
         return len(jax.tree.leaves(self.arguments[0])) if self.trains else 0
 
 
-def placed(tree: Tree, sharding: NamedSharding) -> Tree:
-    """The shapes of `tree`, each with `sharding`."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-
-
 def batch_of(dataset: Dataset, size: int, evaluates: bool) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch of `size` images."""
     if isinstance(dataset, Streaming):
@@ -76,13 +71,14 @@ def of_run(config: ml_collections.ConfigDict, dataset: Dataset, mesh: jax.shardi
         variables = network.init(jax.random.key(0), np.zeros((1, *dataset.image_shape), np.float32))
         return step_lib.frozen_view(network, variables, method)
 
-    state = placed(jax.eval_shape(made.make_state, 0), everywhere)
-    frozen = placed(jax.eval_shape(view), everywhere) if made.networks.teacher and not made.trains_teacher else None
-    arrays = placed(dataset.device_arrays, everywhere)
-    seed = placed(np.int32(config.seed), everywhere)
+    state = runtime.template(jax.eval_shape(made.make_state, 0), everywhere)
+    is_frozen = made.networks.teacher and not made.trains_teacher
+    frozen = runtime.template(jax.eval_shape(view), everywhere) if is_frozen else None
+    arrays = runtime.template(dataset.device_arrays, everywhere)
+    seed = runtime.template(np.int32(config.seed), everywhere)
 
     def train(name: str, method: Method, epochs: int) -> Program:
-        batch = placed(batch_of(dataset, config.batch_size, False), rows)
+        batch = runtime.template(batch_of(dataset, config.batch_size, False), rows)
         arguments = (state, frozen, arrays, seed, batch)
         calls = epochs * made.steps_per_epoch
         return Program(name, made.make_train_step(method, mesh), arguments, config.batch_size, calls)
@@ -95,7 +91,7 @@ def of_run(config: ml_collections.ConfigDict, dataset: Dataset, mesh: jax.shardi
         name = f'{TRAINING} without mixed paths' if mixed else TRAINING
         programs.append(train(name, method.without_mixing(), config.epochs - mixed))
     evaluations = len({*range(config.eval_every, config.epochs + 1, config.eval_every), config.epochs})
-    batch = placed(batch_of(dataset, config.eval_batch_size, True), rows)
+    batch = runtime.template(batch_of(dataset, config.eval_batch_size, True), rows)
     beside = state.learned_teacher or (frozen.variables if frozen and made.hybrids else None)
     calls = evaluations * -(-dataset.eval_size // config.eval_batch_size)
     arguments = (state.student, beside, arrays, batch)

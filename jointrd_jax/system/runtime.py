@@ -1,4 +1,4 @@
-"""Process-wide settings of JAX, made once before its first use, and how programs that run once are compiled."""
+"""Process-wide settings of JAX, made once before its first use; programs that run once, and templates of arrays."""
 
 import importlib.metadata
 import importlib.util
@@ -89,6 +89,12 @@ def configure() -> None:
         jax.config.update(CACHE, str(files.cache_directory()))
         if LEAST_SECONDS.upper() not in os.environ:
             jax.config.update(LEAST_SECONDS, 0.5)
+
+
+def template(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
+    """A jax.ShapeDtypeStruct for each array of `tree`, with `sharding`; by default that of the first device here."""
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def jit_once(function: Callable, **options: Any) -> Callable:
