@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax.method import networks, pooling
-from jointrd_jax.plan import chips, compiled, programs
+from jointrd_jax.plan import chips, compiled
+from jointrd_jax.system import runtime
 from jointrd_jax.train import step as step_lib
 
 IMAGES = (64, 224, 224, 3)
@@ -65,7 +66,7 @@ def main() -> None:
                 return jnp.square(outputs.logits).sum(), updates
 
             images = jax.ShapeDtypeStruct(IMAGES, jnp.float32)
-            arguments = programs.placed((variables['params'], variables['batch_stats'], images), sharding)
+            arguments = runtime.template((variables['params'], variables['batch_stats'], images), sharding)
             made = jax.jit(jax.grad(loss, has_aux=True)).lower(*arguments).compile()
             moved = compiled.moved(compiled.cost(made).get('bytes accessed'), made.as_text() or '')
             kept = compiled.memory(made)['temporaries']

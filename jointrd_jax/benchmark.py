@@ -24,12 +24,11 @@ import optax
 
 from jointrd_jax.errors import UserError, choice_error, whole_number
 from jointrd_jax.method import joint
-from jointrd_jax.method.joint import Method, TeacherView
+from jointrd_jax.method.joint import Method
 from jointrd_jax.method.networks import create
 from jointrd_jax.plan import compiled as read
 from jointrd_jax.system import buckets, files, runtime
 from jointrd_jax.train import step as step_lib
-from jointrd_jax.train.step import AXIS
 
 EVALUATE = 'evaluate'
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', EVALUATE)
@@ -138,24 +137,18 @@ def synthetic_tasks(shape: str, procedures: Sequence[str], settings: Settings = 
 def config_tasks(config: Any, procedures: Sequence[str]) -> list[Task]:
     """The tasks of a config, on its own data."""
     from jointrd_jax import config as config_lib, data
-    from jointrd_jax.runs import from_config
+    from jointrd_jax.train import assembly
 
     tasks = []
     for procedure in procedures:
         config.procedure = 'plain' if procedure == EVALUATE else procedure
         config_lib.validate(config)
         dataset = data.load(config)
-        student = from_config.student(config, len(dataset.classes), AXIS)
-        method = from_config.method(config, student)
-        teacher = from_config.resnet(config, len(dataset.classes), AXIS) if method.needs_teacher else None
-        optimizer = from_config.optimizer(
-            config, from_config.learning_rate(config, student, dataset.train_size // config.batch_size)
-        )
+        made = assembly.of(config, dataset)
         batch = next(iter(dataset.train_batches(0)))
         batch['mask'] = np.ones(config.batch_size, bool)
-        networks = step_lib.networks_for(student, teacher, method)
-        name = config.dataset.name
-        tasks.append(Task(procedure, networks, method, dataset, batch, optimizer, name, student.dtype))
+        name, dtype = config.dataset.name, made.student.dtype
+        tasks.append(Task(procedure, made.networks, made.method, dataset, batch, made.optimizer, name, dtype))
     return tasks
 
 
@@ -176,8 +169,7 @@ def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
     frozen = None
     if networks.teacher and not trains_teacher:
         teacher = runtime.jit_once(networks.teacher.init)(key, jnp.zeros((1, *shape), jnp.float32))
-        margin = step_lib.margin(networks.teacher, teacher) if task.method.distill_weight else None
-        frozen = step_lib.replicate(TeacherView(teacher, margin), mesh)
+        frozen = step_lib.replicate(step_lib.frozen_view(networks.teacher, teacher, task.method), mesh)
     device_step = step_lib.make_device_step(networks, task.method, task.optimizer, 1000, lambda epoch: jnp.float32(1))
     train_step = step_lib.make_train_step(task.dataset, device_step, mesh, task.steps)
     return train_step, state, (frozen, device_arrays, step_lib.replicate(np.int32(0), mesh), batch)

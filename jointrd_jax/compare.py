@@ -110,7 +110,7 @@ def cells(procedures: Sequence[str], variants: Variants | None) -> list[str]:
     return [f'{name}/{variant}' for name in procedures for variant in variants] if variants else list(procedures)
 
 
-class Job(NamedTuple):
+class PlannedRun(NamedTuple):
     """A run of the comparison.
 
     Attributes:
@@ -146,7 +146,7 @@ def plan(
     procedures: Sequence[str] = DEFAULT,
     variants: Variants | None = None,
     folds: int = 0,
-) -> list[Job]:
+) -> list[PlannedRun]:
     """All runs in the order in which they are trained, each seed's (and fold's) teacher first.
 
     Raises:
@@ -164,7 +164,7 @@ def plan(
         raise UserError(f'--folds={folds} with config.dataset.fold={config.dataset.fold}; give one of the two')
     if folds == 1:
         raise UserError('--folds=1 leaves no image to train on; give at least 2, or 0 for the split of the dataset')
-    jobs = []
+    planned = []
     for seed, fold in itertools.product(seeds, [f'{k}/{folds}' for k in range(1, folds + 1)] or [config.dataset.fold]):
         part = part_of(fold if folds else '', seed)
         teacher = config.teacher.path or str(workdir / 'resnet' / part)
@@ -174,20 +174,20 @@ def plan(
             _, slash, variant = name.partition('/')
             same_variant = f'resnet{slash}{variant}'
             resnet = workdir / same_variant / part if same_variant in names else Path(teacher)
-            jobs.append(Job(name, cell, workdir / name / part, resnet))
-    for job in jobs:
+            planned.append(PlannedRun(name, cell, workdir / name / part, resnet))
+    for run in planned:
         try:
-            config_lib.validate(job.config)
-            student = from_config.student(job.config, num_classes=1)
-            method = from_config.method(job.config, student)
+            config_lib.validate(run.config)
+            student = from_config.student(run.config, num_classes=1)
+            method = from_config.method(run.config, student)
             if trains_teacher and (method.taps or method.distill_weight):
                 preflight.same(
                     'the teacher of all', from_config.resnet(config, num_classes=1), student, preflight.SHAPE_FIELDS
                 )
-            preflight.workdir(job.config, job.path)
+            preflight.workdir(run.config, run.path)
         except UserError as error:
-            raise UserError(f'{job.name}: {error}') from error
-    return jobs
+            raise UserError(f'{run.name}: {error}') from error
+    return planned
 
 
 def run(
@@ -226,11 +226,11 @@ def run(
     if with_report:
         require('jinja2', 'report')
     workdir = files.absolute(workdir)
-    jobs = plan(config, workdir, seeds, procedures, variants, folds)
+    planned = plan(config, workdir, seeds, procedures, variants, folds)
     reporter = Reporter('compare')
-    summaries = train(jobs, workdir, reporter)
+    summaries = train(planned, workdir, reporter)
     result: dict[str, dict[str, Any]] = {
-        name: statistics_of(summaries[name]) | {'difference': to_resnet(job for job in jobs if job.name == name)}
+        name: statistics_of(summaries[name]) | {'difference': to_resnet(run for run in planned if run.name == name)}
         for name in cells(procedures, variants)
     }
     files.write_json(workdir / 'compare.json', result)
@@ -246,26 +246,26 @@ def run(
     return result
 
 
-def train(jobs: Sequence[Job], workdir: Path, reporter: Reporter) -> dict[str, list[dict[str, Any]]]:
+def train(planned: Sequence[PlannedRun], workdir: Path, reporter: Reporter) -> dict[str, list[dict[str, Any]]]:
     """Train, continue or reuse each run, and return the summaries of every cell.
 
     Raises:
       NotFinite: a loss of a run that is the teacher of others; one of any other run is noted in its summary.
     """
-    teachers = {job.config.teacher.path for job in jobs}
+    teachers = {run.config.teacher.path for run in planned}
     summaries: dict[str, list[dict[str, Any]]] = {}
-    for number, job in enumerate(jobs, 1):
-        label = f'{number}/{len(jobs)} {job.label()}'
+    for number, run in enumerate(planned, 1):
+        label = f'{number}/{len(planned)} {run.label()}'
         try:
-            nested = Reporter(label, reporter.console, quiet=job.config.log.quiet, nested=True)
-            summary = dataclasses.asdict(loop.run(job.config, job.path, nested))
+            nested = Reporter(label, reporter.console, quiet=run.config.log.quiet, nested=True)
+            summary = dataclasses.asdict(loop.run(run.config, run.path, nested))
         except NotFinite as error:
-            if str(job.path) in teachers:
+            if str(run.path) in teachers:
                 raise
             reporter.say(f'{label}: {error}')
-            summary = {'seed': job.config.seed, 'not_finite': str(error)}
-        where = {'path': str(job.path.relative_to(workdir)), 'fold': job.config.dataset.fold}
-        summaries.setdefault(job.name, []).append({**summary, **where})
+            summary = {'seed': run.config.seed, 'not_finite': str(error)}
+        where = {'path': str(run.path.relative_to(workdir)), 'fold': run.config.dataset.fold}
+        summaries.setdefault(run.name, []).append({**summary, **where})
     return summaries
 
 
@@ -280,15 +280,15 @@ def say_table(reporter: Reporter, result: dict[str, dict[str, Any]], trained: st
     reporter.table(f'{trained}: top-1 in percent, mean ± standard deviation', rows, heads)
 
 
-def to_resnet(jobs: Iterable[Job]) -> dict[str, Any] | None:
+def to_resnet(planned: Iterable[PlannedRun]) -> dict[str, Any] | None:
     """The paired difference of a cell's runs to their ResNets, as JSON values; None where no two can be paired."""
     runs, resnets = {}, {}
-    for job in jobs:
-        if summary_lib.read(job.path) is None:  # a loss was not finite
+    for run in planned:
+        if summary_lib.read(run.path) is None:  # a loss was not finite
             continue
-        pair = [run_directory.read_correct(path) for path in (job.path, job.resnet)]
-        if job.path != job.resnet and pair[0] is not None and pair[1] is not None:
-            runs[job.key], resnets[job.key] = pair
+        pair = [run_directory.read_correct(path) for path in (run.path, run.resnet)]
+        if run.path != run.resnet and pair[0] is not None and pair[1] is not None:
+            runs[run.key], resnets[run.key] = pair
     found = paired.difference(runs, resnets)
     return found._asdict() if found else None
 

@@ -16,8 +16,8 @@ from ml_collections import config_flags
 from jointrd_jax import cli, config as config_lib, recipes
 from jointrd_jax.data import digits
 from jointrd_jax.errors import UserError
-from jointrd_jax.runs import from_config
-from jointrd_jax.train import setup, step as step_lib, trackers
+from jointrd_jax.train import setup, trackers
+from jointrd_jax.train.assembly import Assembly
 from tests.support.configs import ROOT, shipped_config
 from tests.support.faults import LONG
 
@@ -90,19 +90,10 @@ def start_or_refuse(config, workdir: Path) -> bool:
     except UserError as error:
         check_line(error)
         return False
-    steps = dataset.train_size // config.batch_size
-    schedule = from_config.learning_rate(config, student, steps)
+    made = Assembly(config, dataset, student, method)
     if student.num_blocks <= 20:  # tracing takes its time
-        trains_teacher = config.procedure == 'jointrd_scratch'
-        teacher = from_config.resnet(config, len(dataset.classes)) if trains_teacher else None
-        networks = step_lib.networks_for(student, teacher, method)
-        optimizer = from_config.optimizer(config, schedule)
-        jax.eval_shape(
-            lambda: step_lib.initial_state(
-                jax.random.key(config.seed), networks, method, dataset.image_shape, optimizer, trains_teacher
-            )
-        )
-    assert np.isfinite(schedule(config.epochs * steps - 1))
+        jax.eval_shape(made.make_state, config.seed)
+    assert np.isfinite(made.schedule(config.epochs * made.steps_per_epoch - 1))
     dataset.close()
     return True
 

@@ -85,15 +85,15 @@ def test_the_name_of_a_procedure_says_how_its_student_is_made(tmp_path):
             UserError, match=rf'reparam=dirac is set, but the row {name} is for networks.*write {name}\+dirac'
         ):
             compare.plan(recipe, tmp_path, [0], ('resnet', name))
-    jobs = compare.plan(recipe, tmp_path, [0], ('resnet', 'jointrd+dirac'))
-    assert [(job.name, job.config.model.reparam) for job in jobs] == [('resnet', 'none'), ('jointrd+dirac', 'dirac')]
+    planned = compare.plan(recipe, tmp_path, [0], ('resnet', 'jointrd+dirac'))
+    assert [(run.name, run.config.model.reparam) for run in planned] == [('resnet', 'none'), ('jointrd+dirac', 'dirac')]
     recipe.model.reparam = 'none'
-    jobs = compare.plan(recipe, tmp_path, [0], ('plain', 'plain+dirac'), {'a': {}, 'b': {'model.reparam': 'dirac'}})
-    assert [job.config.model.reparam for job in jobs] == ['none', 'dirac', 'dirac', 'dirac']
-    (job,) = compare.plan(recipe, tmp_path, [0], ('plain+branches+prelu',))
-    assert (job.config.model.reparam, job.config.model.activation) == ('branches', 'prelu')
-    jobs = compare.plan(recipe, tmp_path, [0], ('resnet', 'plain', 'plain+identity+prelu'))
-    assert [job.config.model.init for job in jobs] == ['random', 'random', 'identity']
+    planned = compare.plan(recipe, tmp_path, [0], ('plain', 'plain+dirac'), {'a': {}, 'b': {'model.reparam': 'dirac'}})
+    assert [run.config.model.reparam for run in planned] == ['none', 'dirac', 'dirac', 'dirac']
+    (run,) = compare.plan(recipe, tmp_path, [0], ('plain+branches+prelu',))
+    assert (run.config.model.reparam, run.config.model.activation) == ('branches', 'prelu')
+    planned = compare.plan(recipe, tmp_path, [0], ('resnet', 'plain', 'plain+identity+prelu'))
+    assert [run.config.model.init for run in planned] == ['random', 'random', 'identity']
     recipe.model.init = 'identity'
     with pytest.raises(
         UserError, match=r'init=identity is set, but the row plain is for networks.*write plain\+identity'
@@ -108,8 +108,8 @@ def test_the_name_of_a_procedure_says_how_its_student_is_made(tmp_path):
 def test_the_ablations_of_the_docs_can_all_be_run(tmp_path):
     (text,) = re.findall(r"runs/ablations .*--variants '([^']*)'", (ROOT / 'docs' / 'experiments.md').read_text())
     variants = compare.parse_variants(text)
-    jobs = compare.plan(shipped_config('digits'), tmp_path, [0, 1, 2], ('jointrd',), variants)
-    assert len(jobs) == 3 * (1 + len(variants)) and len(variants) == 7
+    planned = compare.plan(shipped_config('digits'), tmp_path, [0, 1, 2], ('jointrd',), variants)
+    assert len(planned) == 3 * (1 + len(variants)) and len(variants) == 7
 
 
 def test_a_picture_is_whole_or_absent(tmp_path):

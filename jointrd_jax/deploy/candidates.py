@@ -122,7 +122,7 @@ def of_export(out: Path, name: str, work: Path, images: int, data_dir: str | Non
             raise UserError(f'{path} is not the file that was verified when {out} was exported: export it again')
     run = run._replace(network=run.network.clone(dtype=np.dtype(np.float32)))
     with closing(export.open_dataset(run, options, data_dir)) as dataset:
-        job = export.Job(run, options, dataset)
+        job = export.ExportJob(run, options, dataset)
         held = work / f'{name}.npz'
         with held.open('wb') as file:
             np.savez(file, allow_pickle=False, **test_images(job, images))
@@ -131,7 +131,7 @@ def of_export(out: Path, name: str, work: Path, images: int, data_dir: str | Non
     return Candidate(name, job.graph, found, scales, held, export=out if kept else None)
 
 
-def test_images(job: export.Job, count: int) -> dict[str, np.ndarray]:
+def test_images(job: export.ExportJob, count: int) -> dict[str, np.ndarray]:
     """The first `count` test images as the artifacts take them, their labels, and the logits to compare with.
 
     Raises:

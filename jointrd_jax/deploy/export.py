@@ -137,7 +137,7 @@ class Agreement:
         return round(100 * self.correct / self.images, 4) if self.labelled else None
 
 
-class Job:
+class ExportJob:
     """One export: `write` makes the files in a directory, `verify` runs one and compares it."""
 
     def __init__(self, run: run_directory.Run, options: Options, dataset: data.Dataset | None):
@@ -270,13 +270,13 @@ def export(
     dataset = open_dataset(run, options, data_dir) if options.verify == 'test' else None
     try:
         with files.atomic_directory(out, last=RECORD) as directory:
-            return fill(directory, Job(run, options, dataset), say)
+            return fill(directory, ExportJob(run, options, dataset), say)
     finally:
         if dataset:
             dataset.close()
 
 
-def fill(directory: Path, job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[str, Any]:
     """Write and verify everything in `directory`; return the record that `export.json` holds."""
     run, options = job.run, job.options
     top1, logits, images = job.checkpoint_top1()

@@ -1,10 +1,9 @@
 """The programs of a recipe, as shapes placed on a mesh; nothing is computed, so its devices need not be here."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -12,14 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from jointrd_jax.config import NEEDS_TEACHER
 from jointrd_jax.data.base import Dataset
 from jointrd_jax.data.streaming import Streaming
-from jointrd_jax.method import joint
 from jointrd_jax.method.interface import required
 from jointrd_jax.method.joint import Method, TeacherView
-from jointrd_jax.runs import from_config
-from jointrd_jax.train import preflight, step as step_lib, teacher as teacher_lib
+from jointrd_jax.system import runtime
+from jointrd_jax.train import assembly, preflight, step as step_lib, teacher as teacher_lib
 from jointrd_jax.train.step import AXIS
 
-Tree = Any
 TRAINING, EVALUATION = 'training step', 'evaluation'
 
 
@@ -48,11 +45,6 @@ class Program(NamedTuple):
         return len(jax.tree.leaves(self.arguments[0])) if self.trains else 0
 
 
-def placed(tree: Tree, sharding: NamedSharding) -> Tree:
-    """The shapes of `tree`, each with `sharding`."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-
-
 def batch_of(dataset: Dataset, size: int, evaluates: bool) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch of `size` images."""
     if isinstance(dataset, Streaming):
@@ -70,52 +62,28 @@ def of_run(config: ml_collections.ConfigDict, dataset: Dataset, mesh: jax.shardi
       UserError: batches that do not divide over the mesh, or taps that the network does not have.
     """
     preflight.batches(config, dataset, mesh.size)
-    classes = len(dataset.classes)
-    student = from_config.student(config, classes, AXIS)
-    method = from_config.method(config, student)
-    trains_teacher = config.procedure == 'jointrd_scratch'
-    teacher = from_config.resnet(config, classes, AXIS) if method.needs_teacher or trains_teacher else None
-    networks = step_lib.networks_for(student, teacher, method)
-    steps_per_epoch = dataset.train_size // config.batch_size
-    optimizer = from_config.optimizer(config, from_config.learning_rate(config, student, steps_per_epoch))
-    slope = from_config.annealed_slope(config, student, steps_per_epoch)
+    made = assembly.of(config, dataset)
+    method = made.method
     everywhere, rows = step_lib.replicated(mesh), NamedSharding(mesh, P(AXIS))
 
-    def initial() -> Tree:
-        return step_lib.initial_state(
-            jax.random.key(0),
-            networks,
-            method,
-            dataset.image_shape,
-            optimizer,
-            trains_teacher,
-            averages=config.ema.decay > 0,
-        )
-
-    def mixing_weight(epoch: jax.typing.ArrayLike) -> jax.Array:
-        return joint.mixing_weight(epoch, config.mix.eta, config.mix.fraction * config.epochs)
-
     def view() -> TeacherView:
-        network = required(teacher, 'a teacher')
-        variables: Any = network.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
-        return TeacherView(variables, step_lib.margin(network, variables) if method.distill_weight else None)
+        network = required(made.networks.teacher, 'a teacher')
+        variables = network.init(jax.random.key(0), np.zeros((1, *dataset.image_shape), np.float32))
+        return step_lib.frozen_view(network, variables, method)
 
-    state = placed(jax.eval_shape(initial), everywhere)
-    frozen = placed(jax.eval_shape(view), everywhere) if teacher and not trains_teacher else None
-    arrays = placed(dataset.device_arrays, everywhere)
-    seed = placed(np.int32(config.seed), everywhere)
+    state = runtime.template(jax.eval_shape(made.make_state, 0), everywhere)
+    is_frozen = made.networks.teacher and not made.trains_teacher
+    frozen = runtime.template(jax.eval_shape(view), everywhere) if is_frozen else None
+    arrays = runtime.template(dataset.device_arrays, everywhere)
+    seed = runtime.template(np.int32(config.seed), everywhere)
 
     def train(name: str, method: Method, epochs: int) -> Program:
-        device_step = step_lib.make_device_step(
-            networks, method, optimizer, steps_per_epoch, mixing_weight, slope, config.ema.decay
-        )
-        function = step_lib.make_train_step(dataset, device_step, mesh)
-        batch = placed(batch_of(dataset, config.batch_size, False), rows)
-        return Program(
-            name, function, (state, frozen, arrays, seed, batch), config.batch_size, epochs * steps_per_epoch
-        )
+        batch = runtime.template(batch_of(dataset, config.batch_size, False), rows)
+        arguments = (state, frozen, arrays, seed, batch)
+        calls = epochs * made.steps_per_epoch
+        return Program(name, made.make_train_step(method, mesh), arguments, config.batch_size, calls)
 
-    mixed = int(np.count_nonzero(np.asarray(mixing_weight(np.arange(config.epochs))) > 0)) if method.taps else 0
+    mixed = int(np.count_nonzero(np.asarray(made.mixing_weight(np.arange(config.epochs))) > 0)) if method.taps else 0
     programs = []
     if mixed:
         programs.append(train(TRAINING, method, mixed))
@@ -123,12 +91,11 @@ def of_run(config: ml_collections.ConfigDict, dataset: Dataset, mesh: jax.shardi
         name = f'{TRAINING} without mixed paths' if mixed else TRAINING
         programs.append(train(name, method.without_mixing(), config.epochs - mixed))
     evaluations = len({*range(config.eval_every, config.epochs + 1, config.eval_every), config.epochs})
-    hybrids = method.taps if config.eval_hybrids else ()
-    seen = step_lib.make_eval_step(dataset, networks, hybrids)
-    batch = placed(batch_of(dataset, config.eval_batch_size, True), rows)
-    beside = state.learned_teacher or (frozen.variables if frozen and hybrids else None)
+    batch = runtime.template(batch_of(dataset, config.eval_batch_size, True), rows)
+    beside = state.learned_teacher or (frozen.variables if frozen and made.hybrids else None)
     calls = evaluations * -(-dataset.eval_size // config.eval_batch_size)
-    programs.append(Program(EVALUATION, seen, (state.student, beside, arrays, batch), config.eval_batch_size, calls))
+    arguments = (state.student, beside, arrays, batch)
+    programs.append(Program(EVALUATION, made.make_eval_step(), arguments, config.eval_batch_size, calls))
     return programs
 
 

@@ -60,16 +60,18 @@ def measured(run: run_directory.Run, dataset: data.Dataset, which: str) -> dict[
         )
     dataset.mean, dataset.std = tuple(run.data.mean), tuple(run.data.std)
     label_of = np.array([names.index(name) for name in dataset.classes])
-    matrix, in_top5 = np.zeros((len(names), len(names)), np.int64), 0
+    true, predicted, in_top5 = [], [], 0
     batches = -(-dataset.eval_size // run.config.eval_batch_size)
     console = Console(stderr=True)
     passes = predictions.of(dataset, run.network, run.variables)
     shown = track(passes, 'evaluating', batches, console=console, transient=True, disable=not console.is_terminal)
     for _, labels, logits, mask in shown:
         labels, logits = label_of[labels[mask]], logits[mask]
-        np.add.at(matrix, (labels, logits.argmax(1)), 1)
+        true.append(labels)
+        predicted.append(logits.argmax(1))
         own = np.take_along_axis(logits, labels[:, None], 1)
         in_top5 += int(((logits > own).sum(1) < 5).sum())
+    matrix = predictions.confusion_matrix(true, predicted, len(names))
     images = int(matrix.sum())
     if not images:
         raise UserError(f'{dataset.name}: none of its {dataset.eval_size} evaluation images can be used')
@@ -107,9 +109,6 @@ def show(found: dict[str, Any], console: Console) -> None:
             table.add_row(name, *(str(count) if count else '.' for count in row))
     else:
         table = Table('true', 'predicted', 'images')
-        off = matrix - np.diag(matrix.diagonal())
-        for place in np.argsort(-off, axis=None, kind='stable')[:PAIRS]:
-            true, predicted = np.unravel_index(place, off.shape)
-            if off[true, predicted]:
-                table.add_row(names[true], names[predicted], str(off[true, predicted]))
+        for true, predicted, images in predictions.commonest_confusions(matrix, PAIRS):
+            table.add_row(names[true], names[predicted], str(images))
     console.print(table)

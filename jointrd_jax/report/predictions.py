@@ -68,20 +68,19 @@ def evaluate(path: Any, which: str = 'last') -> Confusion:
 
 def confusion(run: run_directory.Run, dataset: data.Dataset) -> Confusion:
     """Predict every evaluation image, keeping counts and the surest mistakes of each class."""
-
-    number = len(dataset.classes)
-    matrix = np.zeros((number, number), np.int64)
+    true, taken = [], []
     mistakes: dict[int, list[tuple[float, int, np.ndarray]]] = {}
     for images, labels, logits, keep in predictions.of(dataset, run.network, run.variables):
         chances = predictions.probabilities(logits)
         predicted = chances.argmax(1)
-        np.add.at(matrix, (labels[keep], predicted[keep]), 1)
+        true.append(labels[keep])
+        taken.append(predicted[keep])
         for i in np.flatnonzero(keep & (predicted != labels)):
             kept = mistakes.setdefault(int(labels[i]), [])
             kept.append((float(chances[i].max()), int(predicted[i]), images[i]))
             kept.sort(key=lambda mistake: -mistake[0])
             del kept[EXAMPLES:]
-    return summarise(matrix, mistakes, dataset)
+    return summarise(predictions.confusion_matrix(true, taken, len(dataset.classes)), mistakes, dataset)
 
 
 def summarise(matrix: np.ndarray, mistakes: dict[int, list], dataset: data.Dataset) -> Confusion:
@@ -92,13 +91,11 @@ def summarise(matrix: np.ndarray, mistakes: dict[int, list], dataset: data.Datas
         WorstClass(classes[c], float(accuracy[c]), int(totals[c]), [example(m, dataset) for m in mistakes.get(c, [])])
         for c in order[:WORST]
     ]
-    off = matrix - np.diag(matrix.diagonal())
-    commonest = np.argsort(-off, axis=None, kind='stable')[:PAIRS]
-    pairs = [(classes[t], classes[p], int(off[t, p])) for t, p in zip(*np.unravel_index(commonest, off.shape))]
+    commonest = predictions.commonest_confusions(matrix, PAIRS)
     return Confusion(
         classes=classes,
         matrix=matrix if len(classes) <= MATRIX_CLASSES else None,
-        pairs=[pair for pair in pairs if pair[2]],
+        pairs=[(classes[t], classes[p], images) for t, p, images in commonest],
         worst=worst,
         top1=float(100 * matrix.trace() / matrix.sum()),
         images=int(matrix.sum()),

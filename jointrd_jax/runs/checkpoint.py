@@ -22,7 +22,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from jointrd_jax.errors import Stuck, UserError
 from jointrd_jax.runs import checkpoint_places
 from jointrd_jax.runs.seal import META, seal
-from jointrd_jax.system import buckets, distributed, files
+from jointrd_jax.system import buckets, distributed, files, runtime
 
 SAVE_SECONDS, SAVE_BYTES_PER_SECOND = 300, 10e6  # a save that takes longer than both allow is stuck
 
@@ -234,12 +234,11 @@ class Checkpoints:
         restored, options = {}, self._processes()
         with buckets.answering(self.directory):
             directory = self.place.local(step)
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         for name, tree in items.items():
-            wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
+            wanted = runtime.template(tree) if self.alone else tree
             try:
                 with ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
-                    restored[name] = checkpointer.restore(directory / name, wanted if self.alone else tree)
+                    restored[name] = checkpointer.restore(directory / name, wanted)
             except Exception as error:  # Orbax's and TensorStore's parsers raise many kinds
                 path = self.directory / str(step) / name
                 raise UserError(f'{path} does not hold what this run needs: {files.reason(error)}') from error

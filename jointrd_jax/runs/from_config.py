@@ -1,7 +1,8 @@
-"""From a config to what it describes: networks, the method, the optimiser."""
+"""From a config to what it describes: networks, the method, its schedules, the optimiser."""
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -9,6 +10,7 @@ from jax.tree_util import DictKey, tree_map_with_path
 
 from jointrd_jax.config import TRAINS_RESNET, has_bottlenecks
 from jointrd_jax.errors import UserError
+from jointrd_jax.method import joint
 from jointrd_jax.method.architectures import STAGE_SIZES
 from jointrd_jax.method.joint import Method
 from jointrd_jax.method.layers import tailored_slope
@@ -106,6 +108,15 @@ def method(config: ml_collections.ConfigDict, network: Network) -> Method:
         kl = dict(kl_alpha=config.distill.alpha, kl_temperature=config.distill.temperature)
         return Method(label_smoothing=smoothing, **kl)
     return Method(label_smoothing=smoothing)
+
+
+def mixing_weight(config: ml_collections.ConfigDict) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+    """epoch -> m(t), the weight of the mixed paths."""
+
+    def at(epoch: jax.typing.ArrayLike) -> jax.Array:
+        return joint.mixing_weight(epoch, config.mix.eta, config.mix.fraction * config.epochs)
+
+    return at
 
 
 def peak_rate(config: ml_collections.ConfigDict, network: Network) -> float:

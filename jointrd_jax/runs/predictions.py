@@ -3,7 +3,7 @@
 Training itself only counts right answers, on all devices at once (`train.evaluation`); all else uses this module.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,21 @@ def of(dataset: Dataset, network: Network | None, variables: Variables | None = 
     for batch in dataset.eval_batches():
         images, labels, logits = jax.device_get(predict(variables, device_arrays, batch))
         yield Predicted(images, labels, logits, batch['mask'])
+
+
+def confusion_matrix(true: Sequence[np.ndarray], predicted: Sequence[np.ndarray], classes: int) -> np.ndarray:
+    """[true, predicted] counts of images whose classes, true and predicted, are given in batches."""
+    matrix = np.zeros((classes, classes), np.int64)
+    for batch in zip(true, predicted, strict=True):
+        np.add.at(matrix, batch, 1)
+    return matrix
+
+
+def commonest_confusions(matrix: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """At most `most` pairs of a confusion matrix as (true, predicted, images), commonest first; none without images."""
+    off = matrix - np.diag(matrix.diagonal())
+    places = np.unravel_index(np.argsort(-off, axis=None, kind='stable')[:most], off.shape)
+    return [(int(t), int(p), int(off[t, p])) for t, p in zip(*places) if off[t, p]]
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

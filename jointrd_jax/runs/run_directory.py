@@ -29,7 +29,7 @@ from jointrd_jax.runs import from_config, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.runs.summary import SUMMARY, Summary
 from jointrd_jax.runs.upgrade import upgraded
-from jointrd_jax.system import buckets, files
+from jointrd_jax.system import buckets, files, runtime
 
 CONFIG, METRICS, NOT_FINITE = 'config.json', 'metrics.jsonl', 'not_finite.json'
 CORRECT = 'correct.npy'
@@ -184,9 +184,7 @@ def load(path: str | Path, which: str = 'last') -> Run:
         raise UserError(f'{fault}; to have it made again, {again} and run the training command once more')
     data = DataDescription.from_json(checkpoints.meta(step).get('data'), checkpoints.directory / str(step))
     network = from_config.student(config, len(data.classes))
-    template = network.shapes(data.image_shape)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template)
+    template = runtime.template(network.shapes(data.image_shape))
     item = 'student' if which == 'last' else 'best'
     variables = jax.tree.map(np.asarray, checkpoints.restore(step, {item: template})[item])
     recorded = summary and summary.student_digest

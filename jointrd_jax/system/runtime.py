@@ -1,4 +1,4 @@
-"""Process-wide settings of JAX, made once before its first use, and how programs that run once are compiled.
+"""Process-wide settings of JAX, made once before its first use; programs that run once, and templates of arrays.
 
 JAX is imported where it is used: it takes half a second, and a command line that is wrong is answered before.
 """
@@ -9,10 +9,13 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jointrd_jax.errors import UserError
 from jointrd_jax.system import files
+
+if TYPE_CHECKING:
+    import jax
 
 # The packages that bring a platform, by the name that JAX_PLATFORMS has for it.
 CUDA, ROCM = ('jax_cuda13_plugin', 'jax_cuda12_plugin'), ('jax_rocm7_plugin', 'jax_rocm60_plugin')
@@ -92,6 +95,14 @@ def configure() -> None:
         jax.config.update(CACHE, str(files.cache_directory()))
         if LEAST_SECONDS.upper() not in os.environ:
             jax.config.update(LEAST_SECONDS, 0.5)
+
+
+def template(tree: Any, sharding: 'jax.sharding.Sharding | None' = None) -> Any:
+    """A jax.ShapeDtypeStruct for each array of `tree`, with `sharding`; by default that of the first device here."""
+    import jax
+
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def jit_once(function: Callable, **options: Any) -> Callable:

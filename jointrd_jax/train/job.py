@@ -1,4 +1,4 @@
-"""What stays the same while a run goes: its data, networks, schedules and compiled steps."""
+"""What stays the same while a run goes: its assembly, its data on the devices and its compiled steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,22 +9,22 @@ import ml_collections
 import numpy as np
 
 from jointrd_jax.errors import Interrupted
-from jointrd_jax.method import joint
 from jointrd_jax.method.interface import Variables
-from jointrd_jax.method.joint import Method, Networks, TeacherView
+from jointrd_jax.method.joint import Method, Networks
 from jointrd_jax.runs import from_config, provenance
 from jointrd_jax.system import runtime
 from jointrd_jax.train import gradients, step as step_lib, teacher as teacher_lib
+from jointrd_jax.train.assembly import Assembly
 from jointrd_jax.train.evaluation import Evaluation, evaluate
 from jointrd_jax.train.progress import Reporter
 from jointrd_jax.train.setup import Plan
-from jointrd_jax.train.step import AXIS, TrainState
+from jointrd_jax.train.step import TrainState
 from jointrd_jax.train.teacher import Teacher
 
 TAPS = 2  # the stream of random numbers that taps are drawn from
 
 
-class Job:
+class Job(Assembly):
     """A run as its loop needs it; nothing here changes after `__init__`, apart from which steps are compiled.
 
     Args:
@@ -38,11 +38,8 @@ class Job:
       device_arrays: the dataset's, on every device.
       teacher: the frozen one, evaluated; None if there is none.
       frozen: the teacher as the steps take it; None if there is none.
-      student: the network that is trained, as `networks` has it.
       mixing_weights: m(t) by epoch.
-      schedule: step -> learning rate.
       tap_sets: those of the mixed paths, of which each step takes one.
-      slope: step -> that of annealed activations; None where there are none.
 
     Raises:
       UserError: the teacher's accuracy is not the one that its run recorded, or too low to be of use.
@@ -50,34 +47,24 @@ class Job:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, plan: Plan, reporter: Reporter):
-        self.config, self.workdir, self.reporter = config, workdir, reporter
-        self.dataset, self.method = plan.dataset, plan.method
+        frozen = plan.teacher.network if plan.teacher else None
+        super().__init__(config, plan.dataset, plan.student, plan.method, frozen)
+        self.workdir, self.reporter = workdir, reporter
         mixes = bool(self.method.taps)
-        self.tap_sets = from_config.tap_sets(config, plan.student) if mixes else (self.method.taps,)
-        self.steps_per_epoch = self.dataset.train_size // config.batch_size
+        self.tap_sets = from_config.tap_sets(config, self.student) if mixes else (self.method.taps,)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.mesh = step_lib.make_mesh()
         self.device_arrays = step_lib.replicate(self.dataset.device_arrays, self.mesh)
         self.seed = step_lib.replicate(np.int32(config.seed), self.mesh)
         self.teacher = self.evaluated(plan.teacher) if plan.teacher else None
-        self.frozen = self.view_of(self.teacher) if self.teacher else None
-        self.trains_teacher = config.procedure == 'jointrd_scratch'
-        if self.trains_teacher:
-            teacher_network = from_config.resnet(config, len(self.dataset.classes), AXIS)
-        else:
-            teacher_network = self.teacher.network if self.teacher else None
-        self.student = plan.student
-        self.networks = step_lib.networks_for(plan.student, teacher_network, self.method)
+        self.frozen = None
+        if self.teacher:
+            view = step_lib.frozen_view(self.teacher.network, self.teacher.variables, self.method)
+            self.frozen = step_lib.replicate(view, self.mesh)
         self.provenance = provenance.provenance(self.dataset)
         # Computed here for all epochs, so that the loop waits for no device.
         self.mixing_weights = np.asarray(jax.jit(self.mixing_weight)(np.arange(config.epochs)))
-        self.schedule = from_config.learning_rate(config, plan.student, self.steps_per_epoch)
-        self.optimizer = from_config.optimizer(config, self.schedule)
-        self.slope = from_config.annealed_slope(config, plan.student, self.steps_per_epoch)
-        hybrids = self.method.taps if config.eval_hybrids else ()
-        self.eval_step = reporter.first_call(
-            'compiling the evaluation', step_lib.make_eval_step(self.dataset, self.networks, hybrids)
-        )
+        self.eval_step = reporter.first_call('compiling the evaluation', self.make_eval_step())
         self.measure_gradients = reporter.first_call(
             'compiling the measurement of gradients',
             gradients.make_measure(self.dataset, self.networks, self.method, self.mixing_weight, self.mesh),
@@ -103,15 +90,6 @@ class Job:
         self.reporter.say(f'teacher {teacher.origin}: top-1 {top1:.2f} %')
         return teacher._replace(top1=top1)
 
-    def view_of(self, teacher: Teacher) -> TeacherView:
-        margin = step_lib.margin(teacher.network, teacher.variables) if self.method.distill_weight else None
-        return step_lib.replicate(TeacherView(teacher.variables, margin), self.mesh)
-
-    def mixing_weight(self, epoch: jax.typing.ArrayLike) -> jax.Array:
-        """m(t), the weight of the mixed paths at `epoch`."""
-        mix = self.config.mix
-        return joint.mixing_weight(epoch, mix.eta, mix.fraction * self.config.epochs)
-
     def method_at(self, step: int) -> Method:
         """The loss at `step`, on the taps drawn for it: where the mixed paths have no weight, they are not run."""
         mixes = not self.method.taps or self.mixing_weights[step // self.steps_per_epoch] > 0
@@ -126,16 +104,7 @@ class Job:
         """The program that takes `count` steps from `step` on; compiled when it is first called."""
         method = self.method_at(step)
         if (method, count) not in self._train_steps:
-            device_step = step_lib.make_device_step(
-                self.networks,
-                method,
-                self.optimizer,
-                self.steps_per_epoch,
-                self.mixing_weight,
-                self.slope,
-                self.config.ema.decay,
-            )
-            program = step_lib.make_train_step(self.dataset, device_step, self.mesh, count)
+            program = self.make_train_step(method, self.mesh, count)
             what = 'compiling the training step' + (f', {count} at once' if count > 1 else '')
             self._train_steps[method, count] = self.reporter.first_call(what, program)
         return self._train_steps[method, count]
@@ -155,13 +124,6 @@ class Job:
         make = runtime.jit_once(self.make_state, out_shardings=step_lib.replicated(self.mesh))
         with self.reporter.waiting('initialising'):
             return make(self.seed, student)
-
-    def make_state(self, seed: jax.typing.ArrayLike, student: Variables | None = None) -> TrainState:
-        """`initial_state`, traceable."""
-        return step_lib.initial_state(
-            jax.random.key(seed), self.networks, self.method, self.dataset.image_shape,
-            self.optimizer, self.trains_teacher, student, averages=self.config.ema.decay > 0,
-        )  # fmt: skip
 
     def term_names(self, step: int) -> tuple[str, ...]:
         """The terms that `step` reports."""

@@ -11,7 +11,7 @@ from jointrd_jax.errors import UserError
 from jointrd_jax.method.interface import Variables
 from jointrd_jax.runs import provenance, run_directory
 from jointrd_jax.runs.checkpoint import Checkpoints
-from jointrd_jax.system import distributed, files
+from jointrd_jax.system import distributed, files, runtime
 from jointrd_jax.train import preflight, step as step_lib
 from jointrd_jax.train.history import History
 from jointrd_jax.train.job import Job
@@ -105,11 +105,7 @@ def restored(job: Job, checkpoints: Checkpoints, step: int) -> Position:
       UserError: it is not of this run, or code, packages, devices or data changed since and that was not allowed.
     """
     history, changes = check(job, checkpoints, step)
-    everywhere = step_lib.replicated(job.mesh)
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(job.make_state, job.seed),
-    )
+    template = runtime.template(jax.eval_shape(job.make_state, job.seed), step_lib.replicated(job.mesh))
     items = checkpoints.restore(
         step, {'student': template.student, 'best': template.student, 'trainer': step_lib.trainer_item(template)}
     )

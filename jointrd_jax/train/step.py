@@ -109,6 +109,11 @@ def margin(network: StagedNetwork, variables: Variables) -> jax.Array:
     return losses.margins(norm['scale'], norm['bias'])
 
 
+def frozen_view(network: StagedNetwork, variables: Variables, method: Method) -> TeacherView:
+    """What the steps of `method` are given of a frozen teacher: the margin too if features are distilled. Traceable."""
+    return TeacherView(variables, margin(network, variables) if method.distill_weight else None)
+
+
 def term_names(method: Method, trains_teacher: bool) -> tuple[str, ...]:
     """The terms a step reports, in a fixed order."""
     return (*joint.term_names(method), *([TEACHER_LOSS] if trains_teacher else []), GRADIENT_NORM)
