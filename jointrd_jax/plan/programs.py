@@ -92,7 +92,7 @@ def of_run(config: ml_collections.ConfigDict, dataset: Dataset, mesh: jax.shardi
         programs.append(train(name, method.without_mixing(), config.epochs - mixed))
     evaluations = len({*range(config.eval_every, config.epochs + 1, config.eval_every), config.epochs})
     batch = runtime.template(batch_of(dataset, config.eval_batch_size, True), rows)
-    beside = state.learned_teacher or (frozen.variables if frozen and made.hybrids else None)
+    beside = state.learned_teacher or (frozen.variables if frozen and config.eval_hybrids else None)
     calls = evaluations * -(-dataset.eval_size // config.eval_batch_size)
     arguments = (state.student, beside, arrays, batch)
     programs.append(Program(EVALUATION, made.make_eval_step(), arguments, config.eval_batch_size, calls))
