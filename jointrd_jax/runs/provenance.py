@@ -19,8 +19,8 @@ RECORDED = ('jointrd_jax', *PACKAGES, 'orbax-checkpoint')  # in summaries and ex
 DECODERS = ('grain', 'opencv-python-headless', 'pillow', 'simplejpeg')  # decide the pixels of streamed images
 # Modules whose text decides what a step computes, and when.
 CODE = (
-    'config', 'data', 'method', 'runs.from_config', 'system.runtime', 'train.assembly', 'train.evaluation', 'train.history', 'train.job',
-    'train.loop', 'train.resume', 'train.rollback', 'train.setup', 'train.step',
+    'config', 'data', 'method', 'runs.from_config', 'system.runtime', 'train.assembly', 'train.evaluation',
+    'train.history', 'train.job', 'train.loop', 'train.resume', 'train.rollback', 'train.setup', 'train.step',
 )  # fmt: skip
 SETTINGS = ('jax_default_prng_impl', 'jax_threefry_partitionable', 'jax_default_matmul_precision', 'jax_enable_x64')
 DEVICES = 'devices'
