@@ -42,6 +42,11 @@ def test_warmup_and_cosine():
     np.testing.assert_allclose(rates(config, [10, 19.9, 20, 50]), [0.2, 0.2, 0.1, 0.05], rtol=1e-5)
 
 
+def test_the_weight_of_the_mixed_paths_falls_as_the_config_says():
+    weight = from_config.mixing_weight(tiny_config(epochs=100, mix__eta=0.2, mix__fraction=0.4))
+    np.testing.assert_allclose(weight(np.array([0, 20, 40, 99])), [1, 0.6, 0.2, 0.2], rtol=1e-6)
+
+
 def test_the_slope_is_annealed_over_its_fraction_of_the_run():
     config = tiny_config(
         procedure='plain', epochs=100, model__activation='annealed', model__slope=0.8, model__anneal_fraction=0.5

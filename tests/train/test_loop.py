@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from jointrd_jax.method import joint
 from jointrd_jax.plan.programs import of_run
 from jointrd_jax.runs import from_config, run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint_places import DIRECTORY
-from jointrd_jax.train import job, loop, step as step_lib
+from jointrd_jax.train import loop, step as step_lib
 from tests.support.configs import tiny_config
 
 SUMMARY = {
@@ -60,12 +59,6 @@ def test_every_procedure(procedure, teacher_run, tmp_path, quiet):
     assert run_directory.digest(last.variables) == summary.student_digest
     assert last.network.shortcuts == ('all' if procedure in config_lib.TRAINS_RESNET else 'none')
     assert last.data.classes == tuple('0123456789')
-
-
-def test_the_weight_of_the_mixed_paths_falls_as_the_config_says():
-    config = tiny_config(epochs=100, mix__eta=0.2, mix__fraction=0.4)
-    weights = job.Job.mixing_weight(SimpleNamespace(config=config), np.array([0, 20, 40, 99]))
-    np.testing.assert_allclose(weights, [1, 0.6, 0.2, 0.2], rtol=1e-6)
 
 
 def test_teacher_is_trained_first_and_reused(tmp_path, quiet):
