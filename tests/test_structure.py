@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import jointrd_jax
+from jointrd_jax.runs import provenance
 
 PACKAGE = jointrd_jax.__name__
 ROOT = Path(jointrd_jax.__file__).parent
@@ -20,6 +21,8 @@ ROOMS = (
     ('report',), ('benchmark', 'compare', 'plan'), ('commands',), ('cli',), ('configs',),
 )  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+# Modules of `train` that decide neither what a step computes nor when: they check, load, move, show and measure.
+WITHOUT_INFLUENCE = {'feed', 'gradients', 'preflight', 'progress', 'result', 'teacher', 'trackers'}
 ALIASES = ('main', '__main__')  # of commands that are started with python -m
 
 
@@ -109,3 +112,11 @@ def test_no_modules_import_each_other_in_a_circle():
 
     for module in sorted(graph):
         visit(module, ())
+
+
+def test_a_module_of_train_is_digested_or_known_to_decide_nothing():
+    """One in neither list would let a run be continued by other code, and nothing would say so."""
+    digested = {name.removeprefix('train.') for name in provenance.CODE if name.startswith('train.')}
+    modules = {name.split('.')[2] for name in MODULES if name.startswith(f'{PACKAGE}.train.')}
+    assert not digested & WITHOUT_INFLUENCE
+    assert digested | WITHOUT_INFLUENCE == modules
