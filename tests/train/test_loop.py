@@ -202,6 +202,14 @@ def test_runs_of_all_seeds_share_their_programs():
     assert lowered(1) == lowered(0)
 
 
+@pytest.mark.parametrize('also', [True, False])
+def test_a_planned_evaluation_has_the_frozen_teacher_where_the_runs_has(also):
+    """With eval_hybrids, also of a procedure without mixed paths."""
+    config = tiny_config(procedure='logit_kd', eval_hybrids=also)
+    *_, evaluation = of_run(config, data.load(config), step_lib.make_mesh(jax.devices()[:1]))
+    assert (evaluation.arguments[1] is not None) == also
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, quiet):
     config = tiny_config(procedure='plain', optimizer__learning_rate=1e30, optimizer__schedule='constant')
     with pytest.raises(
