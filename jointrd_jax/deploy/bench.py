@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
-from jointrd_jax.deploy import candidates as candidates_lib, results
+from jointrd_jax.deploy import artifacts, candidates as candidates_lib, results
 from jointrd_jax.deploy.candidates import Candidate
 from jointrd_jax.deploy.results import Row
 from jointrd_jax.errors import UserError, choice_error
@@ -115,7 +115,8 @@ def rows_of(question: Question, candidate: Candidate, base: Candidate | None, se
         'takes': question.takes,
     }
     if question.takes not in candidate.artifacts:
-        formats = f'--format {candidates_lib.KINDS[question.takes]}' + (' --int8' if 'int8' in question.takes else '')
+        kind = artifacts.KINDS[question.takes]
+        formats = f'--format {kind.format}' + (' --int8' if kind.is_int8 else '')
         yield results.row(known, {'outcome': 'no artifact', 'reason': f'export with {formats}'})
         return
     chosen = question.module.CONFIGURATIONS[question.configuration]

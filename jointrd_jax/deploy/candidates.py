@@ -9,14 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jointrd_jax.deploy import export, fold, liveness, onnx_graph, quantise, savings, tflite
+from jointrd_jax.deploy import artifacts, export, fold, liveness, quantise, savings
 from jointrd_jax.deploy.graph import Graph, apply
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network
 from jointrd_jax.runs import run_directory
 from jointrd_jax.system import files
-
-KINDS = {'onnx': 'onnx', 'int8': 'onnx', 'tflite': 'tflite', 'int8_tflite': 'tflite', 'portable': 'stablehlo'}
 
 
 @dataclass
@@ -65,7 +63,7 @@ def of_runs(
     """Candidates of run directories (exported here) and export directories (taken as they are).
 
     Args:
-      kinds: of artifacts, keys of `KINDS`, that are needed.
+      kinds: of artifacts, keys of `artifacts.KINDS`, that are needed.
       work: a directory for files that are not kept.
       keep: a directory in which exports of runs are kept, by name; None: they are not.
       images: the first of the test split on which accuracies are taken.
@@ -80,10 +78,9 @@ def of_runs(
             out = path
         elif (path / run_directory.CONFIG).is_file():
             out = (keep or work / 'exports') / name
-            formats = tuple(dict.fromkeys(KINDS[kind] for kind in kinds)) or ('onnx',)
-            options = export.Options(
-                formats, int8=bool({'int8', 'int8_tflite'} & set(kinds)), which=which, calibration=calibration
-            )
+            asked = [artifacts.KINDS[kind] for kind in kinds or (artifacts.ONNX,)]
+            formats, int8 = tuple(dict.fromkeys(kind.format for kind in asked)), any(kind.is_int8 for kind in asked)
+            options = export.Options(formats, int8=int8, which=which, calibration=calibration)
             export.export(path, out, options, data_dir, say)
         else:
             raise UserError(f'{path} is neither a run directory nor a directory that jointrd export made')
@@ -105,8 +102,8 @@ def of_export(out: Path, name: str, work: Path, images: int, data_dir: str | Non
     """
     record = files.read_json(out / export.RECORD)
     try:
-        run_path, digest, which, artifacts = (record[key] for key in ('run', 'digest', 'which', 'artifacts'))
-        paths = {kind: (out / about['file'], about['sha256']) for kind, about in artifacts.items()}
+        run_path, digest, which, held = (record[key] for key in ('run', 'digest', 'which', 'artifacts'))
+        paths = {kind: (out / about['file'], about['sha256']) for kind, about in held.items()}
         options = export.Options(which=which, pixels=record['input'].startswith('pixels'))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{out / "export.json"} is damaged: it lacks {error}') from error
@@ -123,12 +120,12 @@ def of_export(out: Path, name: str, work: Path, images: int, data_dir: str | Non
     run = run._replace(network=run.network.clone(dtype=np.dtype(np.float32)))
     with closing(export.open_dataset(run, options, data_dir)) as dataset:
         job = export.ExportJob(run, options, dataset)
-        held = work / f'{name}.npz'
-        with held.open('wb') as file:
+        images_file = work / f'{name}.npz'
+        with images_file.open('wb') as file:
             np.savez(file, allow_pickle=False, **test_images(job, images))
-    scales = {k: v for k, v in artifacts.get('int8_tflite', {}).items() if k in ('int8_input', 'int8_output')}
+    scales = {k: v for k, v in held.get(artifacts.INT8_TFLITE, {}).items() if k in ('int8_input', 'int8_output')}
     found = {kind: path for kind, (path, _) in paths.items()}
-    return Candidate(name, job.graph, found, scales, held, export=out if kept else None)
+    return Candidate(name, job.graph, found, scales, images_file, export=out if kept else None)
 
 
 def test_images(job: export.ExportJob, count: int) -> dict[str, np.ndarray]:
@@ -170,34 +167,13 @@ def of_shapes(
             say(f'writing {label}')
             images = list(noise.standard_normal((4, 1, *graph.image_shape), np.float32))
             candidate = Candidate(label, graph, {}, baseline=None if label == base else base)
-            for kind, blob in artifacts_of(graph, kinds, images).items():
-                candidate.artifacts[kind] = place / export.FILES[kind]
+            for kind, blob in artifacts.made(graph, kinds, lambda images=images: images):
+                candidate.artifacts[kind] = place / artifacts.KINDS[kind].file
                 candidate.artifacts[kind].write_bytes(blob)
-                if kind == 'int8_tflite':
+                if kind == artifacts.INT8_TFLITE:
                     candidate.scales = quantise.scales(blob)
             found.append(candidate)
     return found
-
-
-def artifacts_of(graph: Graph, kinds: Sequence[str], images: list[np.ndarray]) -> dict[str, bytes]:
-    """The artifacts of these kinds, by kind."""
-    made = {}
-    if {'onnx', 'int8'} & set(kinds):
-        made['onnx'] = onnx_graph.model(graph, {})
-    if 'int8' in kinds:
-        made['int8'] = quantise.onnx_model(
-            made['onnx'], [np.ascontiguousarray(i.transpose(0, 3, 1, 2)) for i in images]
-        )
-    if {'tflite', 'int8_tflite'} & set(kinds):
-        float_model = tflite.converted(graph)
-        made['tflite'] = tflite.packed(float_model, {})
-        if 'int8_tflite' in kinds:
-            made['int8_tflite'] = quantise.tflite_model(float_model, images)
-    if 'portable' in kinds:
-        from jointrd_jax.deploy import stablehlo
-
-        made['portable'] = stablehlo.portable(graph, 'cpu')
-    return made
 
 
 def shapes(depths: Sequence[int], stem: str, width: int, names: Sequence[str]) -> dict[str, dict[str, Graph]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jointrd_jax.data.description import DataDescription
+from jointrd_jax.deploy import artifacts
 
 FEED = {
     'onnx': """import onnxruntime
@@ -99,9 +100,7 @@ def text(record: dict[str, Any]) -> str:
         '',
     ]  # fmt: skip
     for name, artifact in record['artifacts'].items():
-        prepare = ready if name != 'safetensors' else ready if not pixels else (
-            f'images = {about.normalisation}'
-        )  # fmt: skip
+        prepare = ready if artifacts.KINDS[name].from_graph else f'images = {about.normalisation}'
         lines += [f'`{artifact["file"]}`, from uint8 `pixels` [B, {height}, {width}, {channels}]:', '', '```python']
         lines += ['import numpy as np', prepare, feed(name, artifact), '```', '']
     return '\n'.join(lines)

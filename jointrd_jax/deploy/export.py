@@ -11,7 +11,7 @@ import numpy as np
 
 from jointrd_jax import data
 from jointrd_jax.data.description import NORMALISATION
-from jointrd_jax.deploy import card, fold, onnx_graph, quantise, stablehlo, tflite
+from jointrd_jax.deploy import artifacts, card, fold, onnx_graph, quantise, tflite
 from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.runner import Runner
 from jointrd_jax.errors import UserError, choice_error, require
@@ -22,20 +22,13 @@ TOLERANCE = 1e-4  # largest difference of a float artifact's logits to the check
 RANDOM_IMAGES = 64  # run instead of the test images with `verify='random'`
 VERIFY = ('test', 'random')
 RECORD = 'export.json'
-FORMATS = ('onnx', 'tflite', 'stablehlo', 'safetensors')
-INT8 = ('int8', 'int8_tflite')  # kinds of artifacts that are quantised, made beside those of their formats
-RUNTIMES = {'onnx': 'onnxruntime', 'int8': 'onnxruntime', 'tflite': 'ai-edge-litert', 'int8_tflite': 'ai-edge-litert',
-            'stablehlo': 'jax', 'portable': 'jax', 'safetensors': 'jax'}  # fmt: skip
-FILES = {'onnx': 'network.onnx', 'int8': 'network.int8.onnx', 'tflite': 'network.tflite',
-         'int8_tflite': 'network.int8.tflite', 'stablehlo': 'network.stablehlo', 'portable': 'network.mlirbc',
-         'safetensors': 'network.safetensors'}  # fmt: skip
 
 
 class Options(NamedTuple):
     """What to export.
 
     Attributes:
-      formats: of `FORMATS`.
+      formats: of `artifacts.FORMATS`.
       batch: images per call; None: any number.
       int8: also the quantised version of the ONNX and TFLite models asked for.
       pixels: artifacts take pixels 0..255 and normalise them, instead of normalised images.
@@ -46,7 +39,7 @@ class Options(NamedTuple):
       opset: of the ONNX model.
     """
 
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[str, ...] = artifacts.FORMATS
     batch: int | None = None
     int8: bool = False
     pixels: bool = False
@@ -71,13 +64,13 @@ class Batch(NamedTuple):
 def check(options: Options, out: Path) -> None:
     """Raises UserError for whatever is bound to fail, before anything is computed."""
     for name in options.formats:
-        if name not in FORMATS:
-            raise choice_error('format', name, FORMATS)
+        if name not in artifacts.FORMATS:
+            raise choice_error('format', name, artifacts.FORMATS)
     if options.verify not in VERIFY:
         raise choice_error('verify', options.verify, VERIFY)
     if not options.formats:
-        raise UserError(f'no format to export; choose from {", ".join(FORMATS)}')
-    if options.int8 and not {'onnx', 'tflite'} & set(options.formats):
+        raise UserError(f'no format to export; choose from {", ".join(artifacts.FORMATS)}')
+    if options.int8 and not set(artifacts.QUANTISED) & set(options.formats):
         raise UserError('int8 quantises the ONNX and the TFLite model; add onnx or tflite to the formats')
     oldest, newest = onnx_graph.OPSETS
     if not oldest <= options.opset <= newest:
@@ -178,34 +171,19 @@ class ExportJob:
 
     def write(self, directory: Path, top1: float | None) -> Iterator[tuple[str, Path]]:
         """Make every artifact asked for, and yield its kind and path."""
-        for name in self.options.formats:
-            if name == 'safetensors':
-                weights.save(directory / FILES[name], self.run.network, self.run.variables, self.run.data)
-                yield name, directory / FILES[name]
-                continue
-            for kind, blob in getattr(self, name)(self.metadata(top1)):
-                (directory / FILES[kind]).write_bytes(blob)
-                yield kind, directory / FILES[kind]
-
-    def onnx(self, metadata: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-        float_model = onnx_graph.model(self.graph, metadata, self.options.batch, self.options.opset)
-        yield 'onnx', float_model
-        if self.options.int8:
-            images = [np.ascontiguousarray(batch.transpose(0, 3, 1, 2)) for batch in self.calibration]
-            yield 'int8', quantise.onnx_model(float_model, images)
-
-    def tflite(self, metadata: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-        float_model = tflite.converted(self.graph, self.options.batch)
-        yield 'tflite', tflite.packed(float_model, metadata)
-        if self.options.int8:
-            calls = len(self.calibration[0]) // (self.options.batch or 1)
-            images = [part for batch in self.calibration for part in np.split(batch, calls)]
-            yield 'int8_tflite', quantise.tflite_model(float_model, images, metadata)
-
-    def stablehlo(self, _: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-        platform, batch = self.options.platform, self.options.batch
-        yield 'stablehlo', stablehlo.model(self.graph, platform, batch)
-        yield 'portable', stablehlo.portable(self.graph, platform, batch)
+        options = self.options
+        kinds = artifacts.of_formats(options.formats, options.int8)
+        for kind, blob in artifacts.made(
+            self.graph, kinds, lambda: self.calibration,
+            self.metadata(top1), options.batch, options.platform, options.opset,
+        ):  # fmt: skip
+            path = directory / artifacts.KINDS[kind].file
+            path.write_bytes(blob)
+            yield kind, path
+        if artifacts.SAFETENSORS in kinds:
+            path = directory / artifacts.KINDS[artifacts.SAFETENSORS].file
+            weights.save(path, self.run.network, self.run.variables, self.run.data)
+            yield artifacts.SAFETENSORS, path
 
     @functools.cached_property
     def calibration(self) -> list[np.ndarray]:
@@ -231,15 +209,15 @@ class ExportJob:
         Raises:
           UserError: it does not run, or (float artifacts) computes something else.
         """
-        found = Agreement()
+        found, kind = Agreement(), artifacts.KINDS[name]
         try:
             with Runner(path) as run:
                 for batch, wanted in zip(self.batches(), logits, strict=True):
-                    pixels = self.options.pixels and name != 'safetensors'
+                    pixels = self.options.pixels and kind.from_graph
                     found.add(batch, run(self.run.data.to_pixels(batch.images) if pixels else batch.images), wanted)
         except RuntimeError as error:
-            raise UserError(f'{path.name} does not run in {RUNTIMES[name]}: {error}; nothing was exported') from error
-        if name not in INT8 and not found.difference <= TOLERANCE:
+            raise UserError(f'{path.name} does not run in {kind.runtime}: {error}; nothing was exported') from error
+        if not kind.is_int8 and not found.difference <= TOLERANCE:
             raise UserError(
                 f'{path.name} differs from the checkpoint by {found.difference:.1e} relative '
                 f'(allowed: {TOLERANCE:.0e}); nothing was exported'
@@ -280,20 +258,21 @@ def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[st
     """Write and verify everything in `directory`; return the record that `export.json` holds."""
     run, options = job.run, job.options
     top1, logits, images = job.checkpoint_top1()
-    artifacts = {}
+    made = {}
     for name, path in job.write(directory, top1):
         found = job.verify(name, path, logits)
-        artifacts[name] = {
+        runtime = artifacts.KINDS[name].runtime
+        made[name] = {
             'file': path.name,
             'bytes': path.stat().st_size,
             'sha256': files.sha256(path),
-            'runtime': f'{RUNTIMES[name]} {importlib.metadata.version(RUNTIMES[name])}',
+            'runtime': f'{runtime} {importlib.metadata.version(runtime)}',
             'images': found.images,
             'max_relative_difference': found.difference,
             'top1': found.top1,
         }
-        if name == 'int8_tflite':
-            artifacts[name] |= quantise.scales(path.read_bytes())
+        if name == artifacts.INT8_TFLITE:
+            made[name] |= quantise.scales(path.read_bytes())
         shown = 'unmeasured' if found.top1 is None else f'{found.top1:.2f} %'
         say(f'{path.name}: top-1 {shown}, logits differ by {found.difference:.1e} relative')
     record = {
@@ -310,7 +289,7 @@ def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[st
         'data': run.data.to_json(),
         'verified_on': f'{images} {"test images of " + run.data.dataset if job.dataset else "random images"}',
         'checkpoint_top1': top1,
-        'artifacts': artifacts,
+        'artifacts': made,
         'versions': provenance.versions(),
     }
     files.write_atomically(directory / 'README.md', card.text(record))

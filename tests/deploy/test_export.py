@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jointrd_jax.deploy import export, fold as folding, graph, onnx_graph, runner, stablehlo, tflite
+from jointrd_jax.deploy import artifacts, export, fold as folding, graph, onnx_graph, runner, stablehlo, tflite
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network
 from tests.support.networks import images_like, randomised, relative_difference
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     return path, network, variables
 
 
-@pytest.fixture(scope='module', params=export.FORMATS)
+@pytest.fixture(scope='module', params=artifacts.FORMATS)
 def artifact(request, run, tmp_path_factory):
     """One format of the run, exported: (format, directory, record)."""
     installed(request.param)
