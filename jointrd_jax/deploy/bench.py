@@ -156,7 +156,8 @@ def in_process(question: Question, request: dict[str, Any], timeout: float) -> d
             asked.write_text(json.dumps({**request, 'directory': str(work)}))
             command = [question.python, str(WORKER), str(question.module.__file__), str(asked), str(answer)]
             with log.open('wb') as output:
-                environment = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
+                # A tool may install nothing (MNN's tries to).
+                environment = {**os.environ, 'PYTHONWARNINGS': 'ignore', 'PIP_NO_INDEX': '1'}
                 environment.pop('PYTHONPATH', None)
                 process = subprocess.Popen(
                     command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=work,

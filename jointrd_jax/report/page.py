@@ -8,12 +8,14 @@ from typing import Any
 
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError, require
+from jointrd_jax.method import joint
 from jointrd_jax.report import charts, collect
 from jointrd_jax.report.charts import Series
 from jointrd_jax.report.collect import Variant, show
 from jointrd_jax.report.paired import Difference
 from jointrd_jax.runs import from_config
 from jointrd_jax.system import buckets, files
+from jointrd_jax.train import step
 
 TEMPLATE = 'page.html.j2'
 PERCENT = (0.0, 100.0)
@@ -158,8 +160,8 @@ def best(
 
 def opened(variants: list[Variant]) -> str:
     """The variant whose mistakes are unfolded: the one in the headline, else the last."""
-    joint = best(variants, *collect.MIXED)
-    return (joint[0] if joint else variants[-1]).name
+    mixed = best(variants, *collect.MIXED)
+    return (mixed[0] if mixed else variants[-1]).name
 
 
 def headline(variants: list[Variant]) -> str:
@@ -209,12 +211,13 @@ def learning_curves(variants: list[Variant]) -> list[str]:
     def of(value: Any) -> list[Series]:
         return [Series(v.name, v.curve(value), i) for i, v in enumerate(variants)]
 
+    cross_entropy = joint.term_name(joint.CE, joint.STUDENT)
     return [
         charts.line_chart('Accuracy on the evaluation images', of('top1'), unit='top-1, %', y_range=PERCENT),
-        charts.line_chart('Cross entropy of the network itself, training', of('ce/student'), unit='nats', log=True),
-        charts.line_chart('Loss that is minimised, training', of('loss'), log=True,
+        charts.line_chart('Cross entropy of the network itself, training', of(cross_entropy), unit='nats', log=True),
+        charts.line_chart('Loss that is minimised, training', of(joint.LOSS), log=True,
                           note='All terms that a procedure has: compare the shape of the curves, not their level.'),
-        charts.line_chart('Norm of the whole gradient', of('gradient_norm'), log=True),
+        charts.line_chart('Norm of the whole gradient', of(step.GRADIENT_NORM), log=True),
         charts.line_chart('Steps that waited for input', of(late_percent), unit='%', y_range=PERCENT),
     ]  # fmt: skip
 

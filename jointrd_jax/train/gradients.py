@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jointrd_jax.data import Dataset
 from jointrd_jax.method import joint
 from jointrd_jax.method.interface import required
-from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
+from jointrd_jax.method.joint import STUDENT, TEACHER, Method, Networks, TeacherView
 from jointrd_jax.train.step import AXIS, TrainState, replicated
 
 Tree = Any
@@ -41,7 +41,7 @@ def by_origin(
     mix: jax.typing.ArrayLike,
     **loss_arguments: Any,
 ) -> dict[str, Tree]:
-    """{'teacher': gradient of m * A, 'student': gradient of B} with respect to the student's parameters.
+    """{TEACHER: gradient of m * A, STUDENT: gradient of B} with respect to the student's parameters.
 
     L is linear in m, so B is L at m = 0 and A its slope. The other arguments are those of `joint.joint_loss`.
     """
@@ -56,9 +56,9 @@ def by_origin(
 
     _, pull = jax.vjp(parts, params[STUDENT])
     zero = jnp.zeros(())
-    gradients = {'student': pull((zero + 1, zero))[0]}
+    gradients = {STUDENT: pull((zero + 1, zero))[0]}
     if loss_arguments['method'].taps:
-        gradients['teacher'] = pull((zero, jnp.asarray(mix, jnp.float32)))[0]
+        gradients[TEACHER] = pull((zero, jnp.asarray(mix, jnp.float32)))[0]
     return gradients
 
 
@@ -66,15 +66,15 @@ def mixture(gradients: dict[str, Tree]) -> dict[str, jax.Array]:
     """Per stage, as 'gradient/STAGE/...': the norm by origin; with two origins also the teacher's share of the
     sum of both norms, and the cosine of the angle between the two gradients."""
     found = {}
-    student = stages(gradients['student'])
-    teacher = stages(gradients['teacher']) if 'teacher' in gradients else {}
+    student = stages(gradients[STUDENT])
+    teacher = stages(gradients[TEACHER]) if TEACHER in gradients else {}
     for stage, own in student.items():
         norm = optax.tree.norm(own)
-        found[f'gradient/{stage}/student'] = norm
+        found[f'gradient/{stage}/{STUDENT}'] = norm
         if teacher:
             other = optax.tree.norm(teacher[stage])
             dot = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(teacher[stage])))
-            found[f'gradient/{stage}/teacher'] = other
+            found[f'gradient/{stage}/{TEACHER}'] = other
             found[f'gradient/{stage}/share'] = other / jnp.maximum(norm + other, 1e-30)
             found[f'gradient/{stage}/cosine'] = dot / jnp.maximum(norm * other, 1e-30)
     return found
@@ -146,7 +146,7 @@ class Probe:
         means = {name: float(np.mean([sample[name] for sample in seen])) for name in seen[0]} if seen else {}
 
         def has_angle(stage: str) -> bool:
-            return all(means[f'{stage}/{origin}'] > 0 for origin in ('teacher', 'student'))
+            return all(means[f'{stage}/{origin}'] > 0 for origin in (TEACHER, STUDENT))
 
         return {
             n: mean for n, mean in means.items() if not n.endswith('/cosine') or has_angle(n.removesuffix('/cosine'))

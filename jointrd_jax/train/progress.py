@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 from rich.text import Text
 
+from jointrd_jax.method import joint
 from jointrd_jax.system import distributed, terminal
 
 RATE_SECONDS = 0.5  # how often the live rate is taken anew
@@ -23,13 +24,13 @@ def accuracies(line: dict[str, Any]) -> dict[str, float]:
     """The top-1 accuracies of a line of metrics.jsonl by what they are of: 'student', 'teacher', 'path1', ..."""
     found = {name.removesuffix('_top1'): value for name, value in line.items() if name.endswith('_top1')}
     found.pop('best', None)
-    return {'student': line['top1'], **found} if 'top1' in line else found
+    return {joint.STUDENT: line['top1'], **found} if 'top1' in line else found
 
 
 def loss_terms(line: dict[str, Any]) -> dict[str, float]:
     """The loss and its terms (before their weights) in a line of metrics.jsonl, the loss first."""
-    terms = {name: value for name, value in line.items() if name.startswith(('loss', 'ce/', 'distill/', 'kl/'))}
-    return dict(sorted(terms.items(), key=lambda term: term[0] != 'loss'))
+    terms = {name: value for name, value in line.items() if name == joint.LOSS or name.split('/')[0] in joint.KINDS}
+    return dict(sorted(terms.items(), key=lambda term: term[0] != joint.LOSS))
 
 
 class Reporter:

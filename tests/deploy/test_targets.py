@@ -1,7 +1,10 @@
 import dataclasses
 import json
+import os
+import socketserver
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,12 +32,44 @@ def asked(**fields):
 
 
 @pytest.fixture(scope='module')
-def said(watched_run, tmp_path_factory):
+def outside(tmp_path_factory):
+    """What processes started meanwhile have tried to reach or to install: the first line of each, in a list."""
+    work = tmp_path_factory.mktemp('outside')
+    pip = work / 'pip'
+    pip.write_text(f'#!/bin/sh\necho pip "$@" >> {work}/tried\nexit 1\n')
+    pip.chmod(0o755)
+
+    class Proxy(socketserver.StreamRequestHandler):
+        def handle(self):
+            with (work / 'tried').open('ab') as tried:
+                tried.write(self.rfile.readline())
+
+    with socketserver.ThreadingTCPServer(('127.0.0.1', 0), Proxy) as server, pytest.MonkeyPatch.context() as patch:
+        threading.Thread(target=server.serve_forever).start()
+        for name in ('http_proxy', 'https_proxy'):
+            for form in (name, name.upper()):
+                patch.setenv(form, f'http://127.0.0.1:{server.server_address[1]}')
+        for name in ('no_proxy', 'NO_PROXY', 'CI'):  # in CI some tools keep to themselves
+            patch.delenv(name, raising=False)
+        patch.setenv('PATH', f'{work}{os.pathsep}{os.environ["PATH"]}')
+        patch.setenv('HOME', str(work))  # nobody has told a tool there what it may send
+        yield work / 'tried'
+        server.shutdown()
+
+
+@pytest.fixture(scope='module')
+def said(watched_run, outside, tmp_path_factory):
     """What the targets that the test extra installs say of a trained network and its ResNet: (rows, text, OUT)."""
     work = tmp_path_factory.mktemp('targets')
     runs = str(watched_run), str(watched_run / 'teacher')
     rows, text = asked(runs=runs, targets=FAST, rounds=2, out=work / 'out', json=work / 'rows.json')
     return rows, text, work
+
+
+def test_no_target_reports_to_its_makers_or_installs_anything(said, outside):
+    probe = 'import urllib.request; urllib.request.urlopen("https://tried.invalid")'
+    subprocess.run([sys.executable, '-c', probe], stderr=subprocess.DEVNULL)
+    assert outside.read_text().splitlines() == ['CONNECT tried.invalid:443 HTTP/1.0']
 
 
 def row_of(rows, target, network):

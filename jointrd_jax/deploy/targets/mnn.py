@@ -19,7 +19,8 @@ def converted(path: str, directory: str) -> str:
       RuntimeError: the converter's reason.
     """
     target = Path(directory) / f'{Path(path).parent.name}.mnn'
-    code = 'import sys; from MNN.tools import mnnconvert; mnnconvert.main()'
+    # The converter itself: MNN.tools.mnnconvert is a wrapper that installs another package and reports to its makers.
+    code = 'import sys, MNN, _tools; _tools.mnnconvert(sys.argv)'
     asked = ['-f', 'ONNX', '--modelFile', path, '--MNNModel', str(target), '--bizCode', 'jointrd']
     ended = subprocess.run([sys.executable, '-c', code, *asked], capture_output=True, text=True)
     if ended.returncode or not target.exists():
