@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jointrd_jax import benchmark, cli
+from jointrd_jax import cli
+from jointrd_jax.benchmark import stepper, tasks
 from jointrd_jax.method import networks
 from jointrd_jax.system import files
 
@@ -130,11 +131,11 @@ class Loss(nn.Module):
 
 
 class Stepper:
-    """A PyTorch training step for a task of our benchmark, timed as `benchmark.Stepper` is."""
+    """A PyTorch training step for a task of our benchmark, timed as `stepper.Stepper` is."""
 
-    def __init__(self, task: benchmark.Task, form: str):
+    def __init__(self, task: tasks.Task, form: str):
         ours, method = task.networks.student, task.method
-        assert isinstance(ours, networks.Network)  # as all of `benchmark.synthetic_tasks` are
+        assert isinstance(ours, networks.Network)  # as all of `tasks.synthetic_tasks` are
 
         def network(residual: bool) -> Network:
             made = Network(
@@ -166,7 +167,7 @@ class Stepper:
         self(2)
         began = time.perf_counter()
         self(1)
-        self.steps_a_round = max(1, round(benchmark.ROUND_SECONDS / (time.perf_counter() - began)))
+        self.steps_a_round = max(1, round(stepper.ROUND_SECONDS / (time.perf_counter() - began)))
         self.seconds = []
 
     def __call__(self, steps: int) -> None:
@@ -182,7 +183,7 @@ class Stepper:
         if DEVICE.type == 'cuda':
             torch.cuda.synchronize()
 
-    round = benchmark.Stepper.round
+    round = stepper.Stepper.round
 
 
 def main(argv: list[str]) -> None:
@@ -193,22 +194,22 @@ def main(argv: list[str]) -> None:
     torch.backends.cudnn.benchmark = True  # the fastest kernel for each shape
     if other := set(given.procedures) - set(PROCEDURES):
         cli.fail(f'--procedures={",".join(sorted(other))}: in PyTorch there are {", ".join(PROCEDURES)}')
-    settings = benchmark.Settings(given.width, given.dtype, given.distill_weight, given.remat)
-    shapes = given.shapes or benchmark.default_shapes()
+    settings = tasks.Settings(given.width, given.dtype, given.distill_weight, given.remat)
+    shapes = given.shapes or tasks.default_shapes()
     mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
     rows, peak = [], {}
     for shape in shapes.split(','):
-        for task in benchmark.synthetic_tasks(shape, given.procedures, settings):
-            peak = peak or benchmark.machine_peak(jnp.dtype(task.dtype))
-            steppers = [benchmark.Stepper(task, mesh), *(Stepper(task, form) for form in FORMS)]
+        for task in tasks.synthetic_tasks(shape, given.procedures, settings):
+            peak = peak or stepper.machine_peak(jnp.dtype(task.dtype))
+            steppers = [stepper.Stepper(task, mesh), *(Stepper(task, form) for form in FORMS)]
             steppers[0].row['form'] = 'ours'
             flops = steppers[0].row['flops']
-            for _, stepper in itertools.product(range(given.rounds), steppers):
-                stepper.round()
-            for stepper in steppers:
-                pairs, seconds = zip(steppers[0].seconds, stepper.seconds), statistics.median(stepper.seconds)
+            for _, timed in itertools.product(range(given.rounds), steppers):
+                timed.round()
+            for timed in steppers:
+                pairs, seconds = zip(steppers[0].seconds, timed.seconds), statistics.median(timed.seconds)
                 rows.append({
-                    **stepper.row,
+                    **timed.row,
                     'step_ms': round(1e3 * seconds, 3),
                     'images_per_second': round(task.batch_size / seconds, 1),
                     'share_of_peak': round(flops / seconds / peak['flops_per_second'], 3) if flops else None,

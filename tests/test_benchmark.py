@@ -7,7 +7,7 @@ import sys
 
 import jax
 
-from jointrd_jax import benchmark
+from jointrd_jax.benchmark import stepper as steppers, tasks
 from jointrd_jax.train import step as step_lib
 from tests.support.configs import QUICK_FLAGS, ROOT
 
@@ -43,9 +43,9 @@ def test_it_needs_nothing_but_jax_and_the_step(tmp_path):
 
 
 def test_flops_are_counted_for_a_device_whose_compiler_does_not_count():
-    task = benchmark.synthetic_tasks('18:32:4', ['plain'], benchmark.Settings(width=4))[0]
-    stepper = benchmark.Stepper(task, step_lib.make_mesh(jax.devices()[:1]))
-    assert benchmark.flops_on_cpu(task) == stepper.row['flops'] > 1e6
+    task = tasks.synthetic_tasks('18:32:4', ['plain'], tasks.Settings(width=4))[0]
+    stepper = steppers.Stepper(task, step_lib.make_mesh(jax.devices()[:1]))
+    assert tasks.flops_on_cpu(task) == stepper.row['flops'] > 1e6
 
 
 def test_a_config_on_its_own_data(tmp_path):
@@ -80,7 +80,7 @@ import numpy as np
 import torch
 
 from benchmarks import torch_jointrd
-from jointrd_jax import benchmark
+from jointrd_jax.benchmark import stepper as steppers, tasks
 from jointrd_jax.method import joint
 from jointrd_jax.train import step
 
@@ -105,7 +105,7 @@ def fill_network(theirs, network, variables):
 
 
 for procedure in torch_jointrd.PROCEDURES:
-    (task,) = benchmark.synthetic_tasks('18:16:4', [procedure], benchmark.Settings(width=4))
+    (task,) = tasks.synthetic_tasks('18:16:4', [procedure], tasks.Settings(width=4))
     networks, method, shape = task.networks, task.method, task.dataset.image_shape
     state = step.initial_state(jax.random.key(0), networks, method, shape, task.optimizer, False)
     images, labels = task.dataset.preprocess(task.dataset.device_arrays, task.batch, None)

@@ -18,7 +18,7 @@ LOCAL = ('out', 'trace')  # take local paths only
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    from jointrd_jax.benchmark import CPU_SHAPES, GPU_SHAPES, PROCEDURES
+    from jointrd_jax.benchmark.tasks import CPU_SHAPES, GPU_SHAPES, PROCEDURES
 
     if importlib.util.find_spec('ml_collections'):  # a machine to measure on may have jax and flax alone
         options.recipe(values, required=False, help='A recipe, on its own data, with its own procedures.')
@@ -52,13 +52,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues) -> None:
-    from jointrd_jax import benchmark
+    from jointrd_jax.benchmark import measure, tasks
 
-    benchmark.run(
+    measure.run(
         config=getattr(given, 'config', None),
         shapes=given.shapes,
         procedures=given.procedures,
-        settings=benchmark.Settings(given.width, given.dtype, given.distill_weight, given.remat),
+        settings=tasks.Settings(given.width, given.dtype, given.distill_weight, given.remat),
         rounds=given.rounds,
         compiler_options=[option for option in given.compiler_options.split(';') if option],
         steps_per_dispatch=given.steps_per_dispatch,

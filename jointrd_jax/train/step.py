@@ -20,7 +20,7 @@ from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables, requ
 from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
 from jointrd_jax.method.networks import Connectors, Network
 
-if TYPE_CHECKING:  # the step itself needs nothing beyond jax, flax and optax (see benchmark.py)
+if TYPE_CHECKING:  # the step itself needs nothing beyond jax, flax and optax (see `benchmark`)
     from jointrd_jax.data import Dataset
 
 AXIS = 'data'
