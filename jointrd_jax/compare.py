@@ -281,13 +281,18 @@ def say_table(reporter: Reporter, result: dict[str, dict[str, Any]], trained: st
 
 
 def to_resnet(planned: Iterable[PlannedRun]) -> dict[str, Any] | None:
-    """The paired difference of a cell's runs to their ResNets, as JSON values; None where no two can be paired."""
+    """The paired difference of a cell's runs to their ResNets, as JSON values; None where no two can be paired.
+
+    Only runs of one seed are, evaluated on the same images: a teacher given for all seeds is a partner of its own.
+    """
     runs, resnets = {}, {}
     for run in planned:
-        if summary_lib.read(run.path) is None:  # a loss was not finite
+        ours, theirs = summary_lib.read(run.path), summary_lib.read(run.resnet)  # None: a loss was not finite
+        if run.path == run.resnet or not ours or not theirs:
             continue
         pair = [run_directory.read_correct(path) for path in (run.path, run.resnet)]
-        if run.path != run.resnet and pair[0] is not None and pair[1] is not None:
+        same = ours.eval_images == theirs.eval_images and ours.seed == theirs.seed
+        if same and pair[0] is not None and pair[1] is not None:
             runs[run.key], resnets[run.key] = pair
     found = paired.difference(runs, resnets)
     return found._asdict() if found else None

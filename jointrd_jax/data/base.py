@@ -10,6 +10,7 @@ import numpy as np
 
 from jointrd_jax.data import augment
 from jointrd_jax.data.description import DataDescription
+from jointrd_jax.data.folds import name_of_split
 from jointrd_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -135,6 +136,7 @@ class InMemory(Dataset):
         self.config, self.bad = config, set()
         if config.dataset.validation_size:
             kept, held = held_out(len(train[1]), config.dataset.validation_size, name)
+            self.name = name_of_split(name, 'validation', config.dataset.validation_size)
             images, labels = train
             train, evaluation = (images[kept], labels[kept]), (images[held], labels[held])
         if evaluation is None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jointrd_jax.data import normalisation
 from jointrd_jax.data.base import InMemory
-from jointrd_jax.data.folds import in_fold, name_with_fold
+from jointrd_jax.data.folds import in_fold, name_of_split
 
 TEST_SIZE = 500
 
@@ -40,7 +40,7 @@ def load(config: ml_collections.ConfigDict) -> InMemory:
     if fold := config.dataset.fold:
         evaluated = in_fold(fold, len(labels))
         test, train = np.flatnonzero(evaluated), np.flatnonzero(~evaluated)
-    name = name_with_fold('digits', fold)
+    name = name_of_split('digits', 'fold', fold)
     classes = tuple(str(digit) for digit in range(10))
     mean, std = normalisation.mean_and_std(
         config.dataset, 1, None, lambda: ((images[train].mean() / 255,), (images[train].std() / 255,))

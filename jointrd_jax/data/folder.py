@@ -15,7 +15,7 @@ import numpy as np
 from jointrd_jax.data import bucket_copy, class_folders, in_memory, layout
 from jointrd_jax.data.base import Dataset
 from jointrd_jax.data.class_folders import Tree
-from jointrd_jax.data.folds import in_fold, name_with_fold
+from jointrd_jax.data.folds import in_fold, name_of_split
 from jointrd_jax.data.sources import Folder
 from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.errors import UserError
@@ -52,10 +52,15 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
                 'set dataset.data_dir to a folder of all images'
             )
         evaluated = in_fold(settings.fold, len(train))
-        name, train, evaluation = name_with_fold(name, settings.fold), part(train, ~evaluated), part(train, evaluated)
+        name, train, evaluation = (
+            name_of_split(name, 'fold', settings.fold),
+            part(train, ~evaluated),
+            part(train, evaluated),
+        )
     elif settings.validation_size:
         evaluation = None
     elif evaluation is None:
+        name = name_of_split(name, 'eval_fraction', settings.eval_fraction)
         train, evaluation = split(train, settings.eval_fraction)
     sources = [train, evaluation] if evaluation else [train]
     size = in_memory.common_size(sources) if settings.in_memory != 'never' else (None, None)

@@ -21,6 +21,7 @@ from absl import flags
 
 from jointrd_jax.data import augment, images, normalisation
 from jointrd_jax.data.base import Batch, Dataset, held_out, host_share
+from jointrd_jax.data.folds import name_of_split
 from jointrd_jax.data.sources import Source, read
 from jointrd_jax.errors import UserError
 
@@ -200,6 +201,7 @@ class Streaming(Dataset):
         self.name, self.classes, self.config, self.resize = name, train.classes, config, settings.resize
         self.train_source = self.eval_source = train
         if settings.validation_size:
+            self.name = name_of_split(name, 'validation', settings.validation_size)
             self.train_indices, self.eval_indices = held_out(len(train), settings.validation_size, name)
         elif evaluation is not None:
             self.eval_source = evaluation

@@ -13,6 +13,7 @@ import numpy as np
 
 from jointrd_jax.data import bucket_copy, in_memory
 from jointrd_jax.data.base import Dataset
+from jointrd_jax.data.folds import name_of_split
 from jointrd_jax.data.sources import ArrayRecordFiles, Examples, Source
 from jointrd_jax.data.streaming import Streaming
 from jointrd_jax.data.tfrecord import TFRecordFiles
@@ -57,7 +58,8 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     eval_splits = EVAL_SPLITS[1:] if info.name in UNLABELLED_TEST else EVAL_SPLITS
     train = source('train_split', settings.train_split, ('train',))
     evaluation = None if settings.validation_size else source('eval_split', settings.eval_split, eval_splits)
-    name = info.full_name
+    asked = [split for split in (settings.train_split, settings.eval_split) if split]
+    name = name_of_split(info.full_name, 'splits', ' to '.join(asked))
     shape = info.features[image].shape
     if in_memory.wanted(settings, shape[:2], len(train) + (len(evaluation) if evaluation else 0), name):
         return in_memory.load(name, train, evaluation, shape, MEAN_STD.get(info.name), config)

@@ -287,7 +287,7 @@ def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[st
         'batch': options.batch or 'dynamic',
         'input': job.metadata(top1)['input'],
         'data': run.data.to_json(),
-        'verified_on': f'{images} {"test images of " + run.data.dataset if job.dataset else "random images"}',
+        'verified_on': f'{images} {"test images of " + job.dataset.name if job.dataset else "random images"}',
         'checkpoint_top1': top1,
         'artifacts': made,
         'versions': provenance.versions(),

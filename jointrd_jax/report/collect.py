@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jointrd_jax import config as config_lib
+from jointrd_jax.data.folds import name_of_split, parts
 from jointrd_jax.deploy.export import RECORD
 from jointrd_jax.errors import UserError
 from jointrd_jax.report import paired, targets
@@ -17,9 +18,10 @@ from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint_places import DIRECTORY as CHECKPOINTS
 from jointrd_jax.runs.summary import Summary, mean_and_spread
 from jointrd_jax.system import buckets, files
+from jointrd_jax.train.preflight import HARMLESS
 
 # Fields that do not tell variants apart: where things are, how they are kept and shown, and what is drawn at random.
-APART = ('seed', 'dataset.fold', 'dataset.data_dir', 'teacher.path', 'eval_every', 'eval_hybrids', 'eval_batch_size')
+APART = ('seed', 'dataset.fold', 'eval_every', 'eval_hybrids', 'eval_batch_size', *HARMLESS)
 APART_GROUPS = ('log.', 'checkpoint.')
 # Fields (by their beginning) that decide the results of these procedures alone.
 MIXED = ('jointrd', 'jointrd_scratch')
@@ -62,9 +64,21 @@ class Record(NamedTuple):
     def key(self) -> paired.Key:
         return self.seed, self.config.get('dataset.fold', '')
 
+    @property
+    def dataset(self) -> str | None:
+        """What it was evaluated on, whichever fold of it; None while that is not known."""
+        evaluated = self.summary and (self.summary.eval_images or [self.summary.dataset])[0]
+        name, kind, value = parts(evaluated or '')
+        return name_of_split(name, kind, value if kind != 'fold' else f'of {self.folds}') or None
+
+    @property
+    def folds(self) -> str:
+        """How many parts the images were dealt out to; '' if they were not."""
+        return self.key[1].partition('/')[2]
+
 
 class Variant(NamedTuple):
-    """Runs that differ by the seed alone, and the fold."""
+    """Runs of one config on one dataset: they differ by the seed alone, and which of so many folds they evaluate on."""
 
     name: str
     config: dict[str, Any]
@@ -73,6 +87,11 @@ class Variant(NamedTuple):
     @property
     def procedure(self) -> str:
         return self.config['procedure']
+
+    @property
+    def images(self) -> tuple[str | None, str]:
+        """The dataset of its runs (None: not known yet), and in how many folds."""
+        return next((run.dataset for run in self.runs if run.dataset), None), self.runs[0].folds
 
     @property
     def finished(self) -> list[Record]:
@@ -115,7 +134,8 @@ def to_resnet(variant: Variant, variants: list[Variant]) -> paired.Difference | 
     same = ('dataset.name', 'model.depth', 'model.stage_sizes', 'model.block', 'model.width', 'epochs')
     resnets = [
         other for other in variants
-        if other.procedure == 'resnet' and all(other.config.get(k) == variant.config.get(k) for k in same)
+        if other.procedure == 'resnet' and other.images == variant.images
+        and all(other.config.get(k) == variant.config.get(k) for k in same)
     ]  # fmt: skip
     if variant.procedure == 'resnet' or not resnets:
         return None
@@ -272,13 +292,12 @@ def variants(records: list[Record]) -> list[Variant]:
         return same > len(peers) or (same == len(peers) and value == usual[name])
 
     usual = json.loads(json.dumps(config_lib.flatten(config_lib.default())))
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(json.dumps(used(record.config), sort_keys=True), []).append(record)
-    chosen = [one_per_seed(group) for group in groups.values()]
+    chosen = [one_per_seed(group) for group in groups(records)]
+    unnamed = [Variant('', group[0].config, group) for group in chosen]
+    seen = {variant.images for variant in unnamed if variant.images[0]}
     named = []
-    for group in chosen:
-        config = group[0].config
+    for variant in unnamed:
+        config = variant.config
         peers = [g[0].config for g in chosen if g[0].config['procedure'] == config['procedure']]
         fields = [
             name for name in differences(peers) if name in used(config) and not is_usual(name, config[name], peers)
@@ -287,8 +306,27 @@ def variants(records: list[Record]) -> list[Variant]:
         if name not in config_lib.TRAINS_RESNET:
             name += ''.join(f'+{config[field]}' for field in IN_NAME if config[field] != usual[field])
         shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field not in IN_NAME]
-        named.append(Variant(' '.join([name, *shown]), config, group))
+        if len(seen) > 1 and variant.images[0]:
+            shown.append(f'on {variant.images[0]}')
+        named.append(variant._replace(name=' '.join([name, *shown])))
     return sorted(named, key=lambda v: (ORDER.index(v.procedure) if v.procedure in ORDER else len(ORDER), v.name))
+
+
+def groups(records: list[Record]) -> list[list[Record]]:
+    """The runs of one config each, evaluated on one dataset in as many folds.
+
+    A run that is not finished is put beside those of its config: what it is evaluated on is not known yet.
+    """
+    by_config: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        by_config.setdefault((json.dumps(used(record.config), sort_keys=True), record.folds), []).append(record)
+    found: list[list[Record]] = []
+    for group in by_config.values():
+        by_dataset: dict[str | None, list[Record]] = {}
+        for record in sorted(group, key=lambda record: record.dataset is None):
+            by_dataset.setdefault(record.dataset or next(iter(by_dataset), None), []).append(record)
+        found += by_dataset.values()
+    return found
 
 
 def left_out(records: list[Record], variants: list[Variant]) -> list[tuple[Record, Record]]:
@@ -298,6 +336,7 @@ def left_out(records: list[Record], variants: list[Variant]) -> list[tuple[Recor
         shown = next(
             run for v in variants for run in v.runs
             if run.key == record.key and used(run.config) == used(record.config)
+            and record.dataset in (None, v.images[0])
         )  # fmt: skip
         digests = [run.summary and run.summary.student_digest for run in (record, shown)]
         if record.summary and digests[0] != digests[1]:

@@ -174,6 +174,7 @@ def headline(variants: list[Variant]) -> str:
         return ''
     config = joint[0].config
     same = ('dataset.name', 'model.depth', 'model.stage_sizes', 'model.block', 'model.width', 'epochs')
+    variants = [variant for variant in variants if variant.images == joint[0].images]
     resnet = best(variants, 'resnet', like={name: config[name] for name in same})
     same += ('model.shortcuts', *collect.IN_NAME)
     plain = best(variants, 'plain', like={name: config[name] for name in same})

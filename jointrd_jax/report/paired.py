@@ -8,7 +8,7 @@ import numpy as np
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
-# Which images of which run: its seed, and its fold ('' where images are not dealt out to folds).
+# Which images of which run: its seed, and its fold 'k/n' ('' where images are not dealt out to folds).
 Key = tuple[int, str]
 
 
@@ -40,7 +40,7 @@ class Difference(NamedTuple):
 
 
 def difference(runs: Mapping[Key, np.ndarray], baseline: Mapping[Key, np.ndarray]) -> Difference | None:
-    """The difference of `runs` to `baseline`, or None where no run has a partner on the same images.
+    """The difference of `runs` to `baseline`, or None where no run has a partner on the same images, two at least.
 
     The interval is the percentile bootstrap over two crossed samples, the images and the seeds: both are drawn anew
     with replacement, so that it speaks of other images and other seeds. With one seed it is over the images alone and
@@ -80,6 +80,8 @@ def paired(runs: Mapping[Key, np.ndarray], baseline: Mapping[Key, np.ndarray]) -
     Only seeds with the same folds as the seed that has most are kept, and images that all of them could read.
     """
     common = [key for key in runs if key in baseline and len(runs[key]) == len(baseline[key])]
+    if len({fold.partition('/')[2] for _, fold in common}) > 1:
+        raise ValueError(f'the images are dealt out in several ways: {sorted({fold for _, fold in common})}')
     folds: dict[int, list[str]] = {}
     for seed, fold in sorted(common):
         folds.setdefault(seed, []).append(fold)
@@ -91,4 +93,4 @@ def paired(runs: Mapping[Key, np.ndarray], baseline: Mapping[Key, np.ndarray]) -
         np.stack([np.concatenate([found[seed, fold] for fold in most]) for seed in seeds]) for found in (runs, baseline)
     )
     read = ((ours >= 0) & (theirs >= 0)).all(0)
-    return (ours.astype(np.int8) - theirs)[:, read] if read.any() else None
+    return (ours.astype(np.int8) - theirs)[:, read] if read.sum() > 1 else None

@@ -59,10 +59,12 @@ def run_in(config: ml_collections.ConfigDict, workdir: Path, reporter: Reporter)
     try:
         with distributed.only_first(files.locked(workdir)):
             preflight.workdir(config, workdir)  # again, now that nobody else can write there
+            summary = summary_lib.read(workdir)
+            if summary:
+                preflight.same_images(summary, plan.dataset, workdir)
             with distributed.only_first(run_directory.removed_if_refused(workdir)):
                 if distributed.is_first():
                     files.write_json(workdir / run_directory.CONFIG, config_lib.flatten(config))
-                summary = summary_lib.read(workdir)
                 distributed.sync('workdir read')
                 is_new = summary is None
                 if is_new:

@@ -7,10 +7,12 @@ from typing import Any
 import ml_collections
 
 from jointrd_jax import config as config_lib, data
+from jointrd_jax.data.folds import overlap, parts
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.networks import Network
 from jointrd_jax.runs import pretrained, run_directory
 from jointrd_jax.runs.run_directory import Run
+from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import files
 from jointrd_jax.system.notices import say_once
 
@@ -113,6 +115,7 @@ def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.D
     if not config.restore:
         return None
     other = pretrained.load(config.restore, config, student, dataset.description, new_head=config.restore_head == 'new')
+    unseen(f'config.restore={config.restore}', other.data.dataset, dataset.name)
     channels = other.data.image_shape[-1], dataset.image_shape[-1]
     if channels[0] != channels[1]:
         raise UserError(
@@ -128,6 +131,24 @@ def restore(config: ml_collections.ConfigDict, student: Network, dataset: data.D
     if config.restore_head == 'keep':
         classes(f'config.restore={config.restore}', other.data.classes, dataset.classes)
     return other
+
+
+def same_images(summary: Summary, dataset: data.Dataset, directory: Path) -> None:
+    """Check that the finished run in `directory` was evaluated on the images of `dataset`."""
+    there, here = summary.eval_images, [dataset.name, dataset.eval_size]
+    if there and (parts(there[0])[0], there[1]) != (parts(dataset.name)[0], dataset.eval_size):
+        raise UserError(
+            f'{directory} holds a finished run of other data: {there[1]} images of {there[0]} there, {here[1]} of '
+            f'{here[0]} now; use another --workdir'
+        )
+
+
+def unseen(what: str, trained: str, evaluated: str) -> None:
+    """Check that a network trained on the dataset `trained` has not seen the images that `evaluated` evaluates on."""
+    if overlap(trained, evaluated):
+        raise UserError(
+            f'{what} was trained on {trained}: it has seen images that this run, of {evaluated}, is evaluated on'
+        )
 
 
 def same(what: str, there: Network, here: Network, fields: tuple[str, ...]) -> None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import ml_collections
 
 from jointrd_jax import data
-from jointrd_jax.data.folds import overlap
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.joint import Method
 from jointrd_jax.method.networks import Network, Variables
@@ -52,11 +51,7 @@ def load(
     if found.summary is None:
         raise UserError(f'{what} is not a finished run: it has no {SUMMARY}; continue its training first')
     preflight.classes(what, found.data.classes, dataset.classes)
-    if overlap(found.data.dataset, dataset.name):
-        raise UserError(
-            f'{what} was trained on {found.data.dataset}: it has seen images that this run, of {dataset.name}, '
-            'is evaluated on'
-        )
+    preflight.unseen(what, found.data.dataset, dataset.name)
     network = found.network.clone(dtype=student.dtype, remat=student.remat)
     if method.taps or method.distill_weight:
         preflight.same(what, network, student, preflight.SHAPE_FIELDS)
