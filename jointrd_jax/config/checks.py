@@ -97,6 +97,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f'config.optimizer.drop_epochs={shown(drops)} reaches beyond the run: config.epochs={config.epochs}; '
             'give epochs before its end, or config.optimizer.drop_fractions, which are fractions of the run'
         )
+    if config.dataset.fold and config.dataset.validation_size:
+        raise UserError(
+            f'config.dataset.fold={config.dataset.fold} and config.dataset.validation_size='
+            f'{config.dataset.validation_size} exclude each other: each says which images are evaluated on'
+        )
     check_size(config)
     check_block(config)
     if config.procedure == 'feature_kd' and not config.distill.weight:

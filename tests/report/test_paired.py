@@ -51,6 +51,10 @@ def test_folds_are_put_together_and_what_has_no_partner_is_left_out():
     resnets[0, '1/2'] = resnets[0, '1/2'][:-1]  # other images
     assert paired.difference(runs, resnets)[3:] == (1, 50)
     assert paired.difference({(7, ''): draws(0, 1)}, resnets) is None
+    assert paired.difference({(0, ''): draws(0, 1, 1)}, {(0, ''): draws(1, 1, 1)}) is None  # no interval of one image
+    both = runs | {(0, f'{k}/3'): draws(0, 0.9, 30) for k in (1, 2, 3)}
+    with pytest.raises(ValueError, match='dealt out in several ways'):
+        paired.difference(both, both)
 
 
 def test_images_that_a_run_could_not_read_do_not_count():
