@@ -1,16 +1,22 @@
 """The scripts of the paper's experiments, with their positional arguments, on real CIFAR images and shrunk networks."""
 
 import gzip
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from jointrd_jax.runs import summary as summary_lib
+from jointrd_jax import compare
+from jointrd_jax.runs import run_directory, summary as summary_lib
+from jointrd_jax.runs.checkpoint import Checkpoints
+from jointrd_jax.system import files, signals
 from tests.support import real_data
 from tests.support.configs import QUICK_FLAGS, ROOT
 
@@ -40,13 +46,26 @@ def test_cifar_teacher_then_student(tmp_path):
 
 
 @pytest.fixture
-def python(tmp_path):
+def python_process(tmp_path):
+    """Starts a script in an empty directory."""
+
+    def start(name, *arguments):
+        environment = os.environ | {'XLA_FLAGS': QUICK_FLAGS, 'PYTHONPATH': str(ROOT)}
+        command = [sys.executable, ROOT / 'scripts' / name, *map(str, arguments)]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
+
+    return start
+
+
+@pytest.fixture
+def python(python_process):
     """Runs a script in an empty directory."""
 
     def run(name, *arguments):
-        environment = os.environ | {'XLA_FLAGS': QUICK_FLAGS, 'PYTHONPATH': str(ROOT)}
-        command = [sys.executable, ROOT / 'scripts' / name, *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        process = python_process(name, *arguments)
+        stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return run
 
@@ -88,20 +107,121 @@ def test_the_datasets_of_the_study(python, tmp_path):
     assert not (tmp_path / 'again').exists()
 
 
+def rows_of(table: str) -> dict[str, list[str]]:
+    """The other columns of each row of a Markdown table, by its first."""
+    lines = [line[2:].removesuffix(' |').split(' | ') for line in table.splitlines() if line[2:3].isalpha()]
+    return {name: columns for name, *columns in lines if columns}
+
+
 def test_the_study_of_the_docs(python, tmp_path):
-    arguments = 'runs --datasets digits --depths 34 --seeds 0 --roads none,tailored --folds 0'.split()
+    arguments = 'runs --datasets digits --depths 34 --seeds 0 --folds 0 --roads'.split()
     tiny = ['--set', 'epochs=1', 'eval_every=1', 'batch_size=256', 'model.stage_sizes=1,1', 'model.width=4']
-    done = python('study.py', *arguments, *tiny)
+    done = python('study.py', *arguments, 'none', *tiny)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / 'runs' / 'digits' / '34' / 'table.md').read_text()
-    assert table in done.stdout
-    names = [line.split(' | ')[0].strip('| ') for line in table.splitlines()[2:] if line.startswith('|')]
-    assert names == ['resnet', 'plain', 'plain+tailored', 'jointrd', 'jointrd+tailored']
-    assert table in python('study.py', *arguments, '--tables').stdout
-    (tmp_path / 'runs/digits/34/compare.json').unlink()  # as where the comparison is not finished yet
-    partial = python('study.py', *arguments, '--tables').stdout
-    assert all(line in partial for line in table.splitlines() if line.startswith('|')) and 'not finished' in partial
+    assert table in done.stdout and '500 images' in table
+    assert list(rows_of(table)) == ['resnet', 'plain', 'jointrd']
+    compared = json.loads((tmp_path / 'runs/digits/34/compare.json').read_text())
+    for name, (top1, *_, to_resnet, _) in rows_of(table).items():
+        assert top1 == compare.spread(compared[name], 'last_top1')
+        assert to_resnet == compare.shown(compared[name]['difference'])
+    assert python('study.py', *arguments, 'tailored', *tiny).returncode == 0  # a part of the study after another
+    table = (tmp_path / 'runs' / 'digits' / '34' / 'table.md').read_text()
+    assert list(rows_of(table)) == ['resnet', 'plain', 'plain+tailored', 'jointrd', 'jointrd+tailored']
+    assert table in python('study.py', 'runs', '--tables').stdout and 'finished' not in table
     assert python('study.py', 'runs', '--depths', '35', '--tables').returncode == 2
+    assert 'argument --seeds' in python('study.py', 'runs', '--seeds', '0,one').stderr
+
+
+def put(run: Path, right: str, ends: str = run_directory.SUMMARY) -> None:
+    """A run that has begun, and what it leaves where it ends with a summary, a loss that is not finite, or not at all.
+
+    Args:
+      run: its directory.
+      right: 1 for each image that its last evaluation got right, 0 for the others.
+      ends: the file that says how.
+    """
+    run.mkdir(parents=True)
+    files.write_json(run / run_directory.CONFIG, {})
+    run_directory.write_correct(run, np.array(list(right), int))
+    if ends == run_directory.SUMMARY:
+        top1, seed = 100 * right.count('1') / len(right), int(run.name.removeprefix('seed'))
+        found = summary_lib.Summary(
+            procedure='plain', wall_seconds=1, seed=seed, last_top1=top1, eval_images=['digits', len(right)]
+        )
+        found.write(run)
+    elif ends:
+        files.write_json(run / ends, {'step': 1, 'term': 'loss'})
+
+
+def test_the_tables_of_the_study_are_of_the_runs_that_are_there(python, tmp_path):
+    """Whatever calls they are of: other roads, seeds, folds, variants and depths, finished or not."""
+    at = tmp_path / 'runs' / 'digits' / '258'
+    for seed in (0, 1):
+        put(at / f'resnet/seed{seed}', '1111')
+    put(at / 'resnet/seed2', '1000', ends='')
+    put(at / 'plain/seed0', '1100')
+    put(at / 'jointrd/seed0', '1110')
+    put(at / 'jointrd/seed0/teacher', '1111', ends='')
+    put(at / 'jointrd/seed1', '0000', ends=run_directory.NOT_FINITE)
+    put(at / 'plain+dirac/seed0', '0000', ends=run_directory.NOT_FINITE)
+    for fold, (resnet, plain) in enumerate([('11', '10'), ('11', '11'), ('1', '1')], 1):
+        put(at / f'resnet/fold{fold}of3/seed0', resnet)
+        put(at / f'plain/fold{fold}of3/seed0', plain)
+    put(at / 'resnet/fold1of3/seed1', '11')
+    put(at / 'plain/fold1of3/seed1', '00')
+    at = tmp_path / 'runs' / 'fashion' / '101'
+    put(at / 'resnet/seed0', '1111')
+    for variant, resnet, plain in (('e1', '1100', '1000'), ('e3', '1110', '1111')):
+        put(at / f'resnet/{variant}/seed0', resnet)
+        put(at / f'plain/{variant}/seed0', plain)
+        put(at / f'jointrd/{variant}/seed0', '1111')
+    put(at / 'plain/alone/seed0', '1110')
+
+    done = python('study.py', 'runs', '--tables')
+    assert done.returncode == 0, done.stderr
+    shipped, folds, fashion = done.stdout.split('top-1, last epoch')[1:]
+
+    rows = rows_of(shipped)
+    assert '4 images' in shipped and 'fold' not in shipped
+    assert rows['resnet'][:2] == ['100.00 ± 0.00 (1 of 3 not finished)', '0: 100.00, 1: 100.00']
+    assert rows['plain'][:2] == ['50.00', '0: 50.00'] and rows['plain'][2].startswith('-50.00 [')
+    assert rows['jointrd'][:2] == ['75.00 (1 of 2 not finite)', '0: 75.00']
+    assert rows['jointrd'][2].startswith('-25.00 [') and rows['jointrd'][3].startswith('+25.00 [')
+    assert rows['plain+dirac'] == ['- (1 of 1 not finite)', '', '-', '-']
+    assert len(rows) == 4
+
+    rows = rows_of(folds)
+    assert '5 images, 3 of 3 folds' in folds
+    assert rows['resnet'][:2] == ['100.00 (2 of 6 not finished)', '0: 100.00']
+    assert rows['plain'][:2] == ['80.00 (2 of 6 not finished)', '0: 80.00'] and rows['plain'][2].startswith('-20.00 [')
+
+    rows = rows_of(fashion)
+    differences = {name: [column.split(' [')[0] for column in columns[2:]] for name, columns in rows.items()}
+    assert differences == {
+        'resnet': ['-', '-'], 'resnet/e1': ['-', '-'], 'resnet/e3': ['-', '-'],
+        'plain/alone': ['-25.00', '-'], 'plain/e1': ['-25.00', '-'], 'plain/e3': ['+25.00', '-'],
+        'jointrd/e1': ['+50.00', '+75.00'], 'jointrd/e3': ['+25.00', '+0.00'],
+    }  # fmt: skip
+
+
+def test_a_stopped_study_keeps_a_checkpoint_and_continues(python_process, tmp_path):
+    arguments = 'runs --datasets digits --depths 34 --seeds 0 --roads none --folds 0 --set'.split()
+    arguments += ['batch_size=256', 'model.stage_sizes=1,1', 'model.width=4', 'epochs=2000']
+    resnet = tmp_path / 'runs' / 'digits' / '34' / 'resnet' / 'seed0'
+    for begun in (0, 1):
+        process = python_process('study.py', *arguments)
+        steps = Checkpoints(resnet).steps()
+        assert len(steps) >= begun
+        lines = len(run_directory.read_metrics(resnet / run_directory.METRICS))
+        while len(run_directory.read_metrics(resnet / run_directory.METRICS)) <= lines:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == signals.STOPPED_STATUS, error
+        assert 'the same command continues' in error and 'Traceback' not in error
+        assert max(Checkpoints(resnet).steps()) > max(steps, default=0)
 
 
 def test_images_and_weight_files_are_answered_as_the_docs_say(python):
