@@ -122,7 +122,7 @@ def mixing_weight(config: ml_collections.ConfigDict) -> Callable[[jax.typing.Arr
 def peak_rate(config: ml_collections.ConfigDict, network: Network) -> float:
     """The highest learning rate of a run: lower for a deep network without shortcuts, if the config asks for it."""
     layers, rate = config.optimizer.rate_layers, config.optimizer.learning_rate
-    if not layers or network.shortcuts != 'none':
+    if not layers or set(network.block_shortcuts()) != {'none'}:
         return rate
     return rate * min(1.0, layers / network.depth)
 

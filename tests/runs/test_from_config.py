@@ -67,6 +67,17 @@ def test_deep_students_are_trained_at_a_lower_rate():
         np.testing.assert_allclose(rates(config, [0, 1]), [rate, rate], rtol=1e-6)
 
 
+@pytest.mark.parametrize('shortcuts, lower', [('none,none', True), ('none,projection', False), ('all', False)])
+def test_the_rate_is_lower_wherever_there_is_no_shortcut(shortcuts, lower):
+    """However that is written."""
+    config = tiny_config(
+        procedure='plain', model__shortcuts=shortcuts, optimizer__rate_layers=3, optimizer__learning_rate=0.1
+    )
+    network = from_config.student(config, 10)
+    assert network.depth == 6
+    assert from_config.peak_rate(config, network) == pytest.approx(0.05 if lower else 0.1)
+
+
 def test_the_slope_follows_the_depth():
     """1 - slope_layers / layers, never below 0."""
     for sizes, slope in (((3, 4, 6, 3), 0.5), ((8, 8, 8, 8), 1 - 17 / 66), ((1, 1), 0.0)):
