@@ -33,6 +33,13 @@ ROADS = {
 TOP1 = ('last_top1', 'best_top1')
 DEFAULT = ('resnet', 'plain', 'plain+dirac', 'jointrd', 'jointrd+dirac')
 STANDARD = {'model.reparam': 'none', 'model.activation': 'relu', 'model.init': 'random'}
+# What a comparison sets itself in every run, and by which flag.
+SET_BY = {
+    'procedure': '--procedures',
+    'seed': '--seeds',
+    'dataset.fold': '--folds',
+    'teacher.path': '--config.teacher.path',
+}
 
 Variants = dict[str, dict[str, Any]]
 
@@ -57,8 +64,8 @@ def parse_variants(text: str) -> Variants:
             field, equals, value = override.removeprefix('config.').partition('=')
             if not equals:
                 raise UserError(f'variant {name}: {override!r} is not field=value')
-            if field in ('procedure', 'seed', 'teacher.path'):
-                raise UserError(f'variant {name}: {field} is not for variants; use --procedures, --seeds or --config')
+            if field in SET_BY:
+                raise UserError(f'variant {name}: {field} is not for variants; use {SET_BY[field]}')
             variants[name][field] = config_lib.from_text(field, value)
     return variants
 

@@ -82,6 +82,11 @@ def test_every_field_is_set_by_a_test():
         (dict(procedure='feature_kd'), 'feature_kd needs config.distill.weight > 0'),
         (dict(mix__taps=(1,), mix__num_taps=2), 'exclude each other'),
         (dict(mix__taps=(3, 2)), 'must be ascending'),
+        (dict(mix__tap_sets=2), 'config.mix.tap_sets=2 needs config.mix.num_taps'),
+        (
+            dict(mix__num_taps=1, mix__tap_sets=2, steps_per_dispatch=3),
+            'config.mix.tap_sets=2 and config.steps_per_dispatch=3 exclude each other.*every step draws its taps',
+        ),
     ],
 )
 def test_bad_values_are_named(overrides, message):

@@ -31,7 +31,10 @@ def test_variants_are_read():
         ('a: mix.eta', "'mix.eta' is not field=value"),
         ('a: mix.eat=1', "no field 'mix.eat'; did you mean mix.eta"),
         ('a: mix.eta=much', "config.mix.eta='much' is not accepted; it must be: 0 to 1"),
-        ('a: seed=1', 'seed is not for variants; use --procedures, --seeds'),
+        ('a: seed=1', 'variant a: seed is not for variants; use --seeds'),
+        ('a: procedure=plain', 'procedure is not for variants; use --procedures'),
+        ('a: config.teacher.path=runs/resnet', 'teacher.path is not for variants; use --config.teacher.path'),
+        ('a: dataset.fold=1/5; b: dataset.fold=2/5', 'variant a: dataset.fold is not for variants; use --folds'),
     ],
 )
 def test_what_is_refused(text, message):

@@ -3,7 +3,8 @@
     jointrd evaluate RUN [--dataset NAME --data_dir DIR] [--format json]
 
 Without --dataset, the evaluation images are those of the run's own dataset. Another dataset (such as --dataset folder)
-may have fewer classes than the run, under the same names.
+may have fewer classes than the run, under the same names. --data_dir alone says where the run's own dataset is now; it
+keeps the run's fold.
 """
 
 from absl import flags

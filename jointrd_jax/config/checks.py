@@ -110,6 +110,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError('config.mix.taps and config.mix.num_taps exclude each other; set one of them')
     if config.mix.tap_sets > 1 and not config.mix.num_taps:
         raise UserError(f'config.mix.tap_sets={config.mix.tap_sets} needs config.mix.num_taps, the taps of each set')
+    if config.mix.tap_sets > 1 and config.steps_per_dispatch > 1:
+        raise UserError(
+            f'config.mix.tap_sets={config.mix.tap_sets} and config.steps_per_dispatch={config.steps_per_dispatch} '
+            'exclude each other, since every step draws its taps; set one of them to 1'
+        )
     if config.model.init != 'random' and config.restore:
         raise UserError(f'config.model.init={config.model.init} and config.restore exclude each other; set one of them')
     if config.model.init == 'identity' and config.model.reparam == 'dirac':

@@ -176,7 +176,8 @@ FIELDS: dict[str, Field] = {
     ),
     'mix.num_taps': Field(0, *at_least(0, MAX_BLOCKS), 'taps spread evenly over the blocks; 0: the ends of stages 1-3'),
     'mix.tap_sets': Field(
-        1, *between(1, 16), 'sets of num_taps taps, shifted against each other; every step draws one of them'
+        1, *between(1, 16),
+        'sets of num_taps taps, shifted against each other; every step draws one; not with steps_per_dispatch > 1',
     ),
     'mix.eta': Field(0.5, *between(0, 1), 'weight of the mixed paths after mix.fraction of the run'),
     'mix.fraction': Field(0.3, *FRACTION, 'share of the run in which their weight falls from 1 to eta (a cosine)'),

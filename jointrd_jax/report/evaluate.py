@@ -11,6 +11,7 @@ from rich.table import Table
 from jointrd_jax import data
 from jointrd_jax.errors import UserError
 from jointrd_jax.runs import predictions, run_directory
+from jointrd_jax.system import files
 
 SHOWN = 20  # classes of a confusion matrix that a table can show; beyond, the commonest confusions
 PAIRS = 20
@@ -21,7 +22,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """What the run at `path` reaches on the evaluation images of its dataset, or of `dataset` in `data_dir`.
 
-    Another dataset may have fewer classes than the network, under the same names.
+    Another dataset may have fewer classes than the network, under the same names; the splits, the validation images and
+    the fold of the run are not asked of it. `data_dir` alone says where the run's own dataset is now, which keeps them.
 
     Returns:
       'run', 'which', 'dataset', 'images', 'skipped' (that could not be read), 'top1' and 'top5' in percent, 'classes'
@@ -33,11 +35,14 @@ def evaluate(
     run = run_directory.load(path, which)
     config = run.config.copy_and_resolve_references()
     config.batch_size = 1  # training images are only looked at
+    own = config.dataset.name, files.absolute(config.dataset.data_dir)
     config.dataset.name = dataset or config.dataset.name
     config.dataset.data_dir = config.dataset.data_dir if data_dir is None else data_dir
     if dataset:
         config.dataset.train_split = config.dataset.eval_split = ''
         config.dataset.validation_size = 0
+        if (dataset, files.absolute(config.dataset.data_dir)) != own:  # else the other folds are what it has seen
+            config.dataset.fold = ''
     opened = data.load(config)
     try:
         return measured(run, opened, which)

@@ -1,5 +1,6 @@
 """From a config to what it describes: networks, the method, its schedules, the optimiser."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import jax
@@ -122,7 +123,7 @@ def mixing_weight(config: ml_collections.ConfigDict) -> Callable[[jax.typing.Arr
 def peak_rate(config: ml_collections.ConfigDict, network: Network) -> float:
     """The highest learning rate of a run: lower for a deep network without shortcuts, if the config asks for it."""
     layers, rate = config.optimizer.rate_layers, config.optimizer.learning_rate
-    if not layers or network.shortcuts != 'none':
+    if not layers or set(network.block_shortcuts()) != {'none'}:
         return rate
     return rate * min(1.0, layers / network.depth)
 
@@ -138,7 +139,10 @@ def learning_rate(config: ml_collections.ConfigDict, network: Network, steps_per
     else:
         at = [epoch * steps_per_epoch for epoch in settings.drop_epochs]
         at = at or [round(fraction * total) for fraction in settings.drop_fractions]
-        after = optax.piecewise_constant_schedule(peak, {max(step - warmup, 0): settings.drop_factor for step in at})
+        drops = Counter(max(step - warmup, 0) for step in at)  # several may fall on one step, such as the warm-up's end
+        after = optax.piecewise_constant_schedule(
+            peak, {step: settings.drop_factor**count for step, count in drops.items()}
+        )
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
 
 

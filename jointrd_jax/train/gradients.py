@@ -118,7 +118,7 @@ class Probe:
     Args:
       config: the run's.
       steps_per_epoch: of the run.
-      measure: from `make_measure`.
+      measure: (step, its arguments) -> `mixture` of its gradient.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, steps_per_epoch: int, measure: Callable):
@@ -135,7 +135,7 @@ class Probe:
 
     def record(self, step: int, *arguments: Any) -> None:
         """Measure before `step` is taken; `arguments` are those of the step."""
-        self.seen.append(self.measure(*arguments, step // self.steps_per_epoch))
+        self.seen.append(self.measure(step, *arguments))
 
     def take(self) -> dict[str, float]:
         """The means of the measurements since the last call (norms are means of norms); {} if there were none.

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -65,11 +66,8 @@ class Job(Assembly):
         # Computed here for all epochs, so that the loop waits for no device.
         self.mixing_weights = np.asarray(jax.jit(self.mixing_weight)(np.arange(config.epochs)))
         self.eval_step = reporter.first_call('compiling the evaluation', self.make_eval_step())
-        self.measure_gradients = reporter.first_call(
-            'compiling the measurement of gradients',
-            gradients.make_measure(self.dataset, self.networks, self.method, self.mixing_weight, self.mesh),
-        )
         self._train_steps: dict[tuple[Method, int], Callable] = {}
+        self._measurements: dict[Method, Callable] = {}
 
     def evaluated(self, teacher: Teacher) -> Teacher:
         """The teacher with its accuracy on this run's images.
@@ -93,8 +91,10 @@ class Job(Assembly):
     def method_at(self, step: int) -> Method:
         """The loss at `step`, on the taps drawn for it: where the mixed paths have no weight, they are not run."""
         mixes = not self.method.taps or self.mixing_weights[step // self.steps_per_epoch] > 0
-        if not mixes:
-            return self.method.without_mixing()
+        return self.with_taps(step) if mixes else self.method.without_mixing()
+
+    def with_taps(self, step: int) -> Method:
+        """The loss on the taps drawn for `step`, whatever the weight of the mixed paths."""
         if len(self.tap_sets) == 1:
             return self.method
         drawn = np.random.default_rng((self.config.seed, TAPS, step)).integers(len(self.tap_sets))
@@ -108,6 +108,14 @@ class Job(Assembly):
             what = 'compiling the training step' + (f', {count} at once' if count > 1 else '')
             self._train_steps[method, count] = self.reporter.first_call(what, program)
         return self._train_steps[method, count]
+
+    def measure_gradients(self, step: int, *arguments: Any) -> dict[str, jax.Array]:
+        """`gradients.mixture` of the gradient that `step` takes; `arguments` are those of the step."""
+        method = self.with_taps(step)
+        if method not in self._measurements:
+            measure = gradients.make_measure(self.dataset, self.networks, method, self.mixing_weight, self.mesh)
+            self._measurements[method] = self.reporter.first_call('compiling the measurement of gradients', measure)
+        return self._measurements[method](*arguments, step // self.steps_per_epoch)
 
     def evaluate(self, state: TrainState) -> Evaluation | None:
         """Accuracies of the student, of a teacher that is trained too and, if the config asks, of the mixed paths.

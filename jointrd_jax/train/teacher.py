@@ -31,9 +31,13 @@ class Teacher(NamedTuple):
 
 
 def recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config that trains the teacher of `config`."""
+    """The config that trains the teacher of `config`: an ordinary ResNet, from random weights.
+
+    It keeps the other fields of the student, of which a ResNet reads none (`from_config.student`).
+    """
     config = config.copy_and_resolve_references()
     config.procedure, config.restore, config.restore_head = 'resnet', '', 'keep'
+    config.model.init = 'random'
     return config
 
 

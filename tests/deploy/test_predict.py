@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 from jointrd_jax import data
 from jointrd_jax.deploy import export, predict
 from jointrd_jax.errors import UserError
+from jointrd_jax.report import evaluate
 from jointrd_jax.runs import predictions, run_directory
 from jointrd_jax.train import loop
 from tests.support import real_data
@@ -155,3 +157,23 @@ def test_evaluation_of_a_run_on_its_own_images_and_on_others(digits, photos):
         ).stdout
     )
     assert other['top1'] == run_directory.load(photos / 'run').summary.last_top1
+
+
+def test_the_fold_of_a_run_is_one_of_its_own_images(digits, tmp_path):
+    """It holds for them, also where they are named or have moved, and not for others."""
+    here, moved = str(digits / 'images'), str(tmp_path / 'moved')
+    shutil.copytree(here, moved)
+    run = run_directory.load(digits / 'run')
+    for name in ('digits', 'folder'):
+        config = run.config.copy_and_resolve_references()
+        config.dataset.name, config.dataset.data_dir, config.dataset.fold = name, here, '1/5'
+        run_directory.save(tmp_path / name, config, run.variables, run.data, run.summary)
+
+    def images(of, **asked):
+        return evaluate.evaluate(tmp_path / of, **asked)['images']
+
+    held_out = pytest.approx(50, abs=5)  # dataset.eval_fraction of 500
+    assert images('digits') == images('digits', dataset='digits') == 360
+    assert images('digits', dataset='folder') == held_out
+    assert images('folder', data_dir=moved) == images('folder', dataset='folder') == 100
+    assert images('folder', dataset='folder', data_dir=moved) == held_out

@@ -42,6 +42,15 @@ def test_warmup_and_cosine():
     np.testing.assert_allclose(rates(config, [10, 19.9, 20, 50]), [0.2, 0.2, 0.1, 0.05], rtol=1e-5)
 
 
+def test_drops_that_fall_on_one_step_all_count():
+    """Those within the warm-up on its end, and those that round to the same step."""
+    config = tiny_config(
+        epochs=100, optimizer__schedule='step', optimizer__learning_rate=0.2, optimizer__warmup_fraction=0.3,
+        optimizer__drop_fractions=(0.1, 0.2, 0.5, 0.50001),
+    )  # fmt: skip
+    np.testing.assert_allclose(rates(config, [15, 30, 49.9, 50]), [0.1, 2e-3, 2e-3, 2e-5], rtol=1e-5)
+
+
 def test_the_weight_of_the_mixed_paths_falls_as_the_config_says():
     weight = from_config.mixing_weight(tiny_config(epochs=100, mix__eta=0.2, mix__fraction=0.4))
     np.testing.assert_allclose(weight(np.array([0, 20, 40, 99])), [1, 0.6, 0.2, 0.2], rtol=1e-6)
@@ -65,6 +74,17 @@ def test_deep_students_are_trained_at_a_lower_rate():
             optimizer__learning_rate=0.1, optimizer__schedule='constant', optimizer__warmup_fraction=0.0,
         )  # fmt: skip
         np.testing.assert_allclose(rates(config, [0, 1]), [rate, rate], rtol=1e-6)
+
+
+@pytest.mark.parametrize('shortcuts, lower', [('none,none', True), ('none,projection', False), ('all', False)])
+def test_the_rate_is_lower_wherever_there_is_no_shortcut(shortcuts, lower):
+    """However that is written."""
+    config = tiny_config(
+        procedure='plain', model__shortcuts=shortcuts, optimizer__rate_layers=3, optimizer__learning_rate=0.1
+    )
+    network = from_config.student(config, 10)
+    assert network.depth == 6
+    assert from_config.peak_rate(config, network) == pytest.approx(0.05 if lower else 0.1)
 
 
 def test_the_slope_follows_the_depth():

@@ -12,7 +12,9 @@ from jointrd_jax.method import joint
 from jointrd_jax.method.joint import Method
 from jointrd_jax.method.networks import Network
 from jointrd_jax.runs import run_directory
-from jointrd_jax.train import gradients, step as step_lib
+from jointrd_jax.train import gradients, setup, step as step_lib
+from jointrd_jax.train.job import Job
+from tests.support.faults import small_config
 
 MIX = 0.3
 
@@ -71,9 +73,17 @@ def test_runs_write_what_they_measured(watched_run):
     assert origins == {'student'}, 'a network that trains alone has one origin'
 
 
+def test_the_gradient_measured_is_that_of_the_taps_drawn(tmp_path, quiet, monkeypatch):
+    config = small_config('jointrd_scratch', model__stage_sizes=(1, 1, 1), mix__num_taps=1, mix__tap_sets=2)
+    monkeypatch.setattr(gradients, 'make_measure', lambda data, networks, method, *_: lambda *arguments: method.taps)
+    job = Job(config, tmp_path, setup.make(config, tmp_path), quiet)
+    measured = [job.measure_gradients(step) for step in range(10)]
+    assert measured == [job.method_at(step).taps for step in range(10)] and set(measured) == {(1,), (2,)}
+
+
 def test_probe_looks_at_the_epochs_asked_for():
     config = ml_collections.ConfigDict({'epochs': 7, 'log': {'gradients': 3}})
-    probe = gradients.Probe(config, 10, lambda offset, epoch: {'epoch': epoch + offset})
+    probe = gradients.Probe(config, 10, lambda step, offset: {'epoch': step // 10 + offset})
     seen = {}
     for step in range(70):
         if probe.is_due(step):

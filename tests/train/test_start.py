@@ -9,7 +9,8 @@ import pytest
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
 from jointrd_jax.runs import run_directory
-from jointrd_jax.train import loop
+from jointrd_jax.train import loop, teacher as teacher_lib
+from jointrd_jax.train.job import Job
 from tests.support.configs import TINY, shipped_config
 from tests.support.faults import small_config
 
@@ -34,6 +35,33 @@ def test_a_student_starts_with_its_teachers_weights_where_it_has_the_same(teache
     )
     np.testing.assert_array_equal(params['head']['kernel'], theirs['head']['kernel'])
     assert 'act1' in params['stage1_block1'] and 'shortcut_conv' not in params['stage2_block1']
+
+
+def test_a_teacher_that_is_trained_first_is_an_ordinary_resnet(tmp_path, quiet, monkeypatch):
+    """However its student is made, which may start with its weights."""
+    started, initial_state = [], Job.initial_state
+    monkeypatch.setattr(
+        Job, 'initial_state', lambda job, student=None: started.append(student) or initial_state(job, student)
+    )
+    config = small_config(
+        'jointrd', epochs=1, batch_size=512, model__init='teacher', model__reparam='dirac', model__activation='prelu',
+        model__slope_layers=3, optimizer__rate_layers=3,
+    )  # fmt: skip
+    loop.run(config, tmp_path / 'run', quiet)
+    first = run_directory.load(tmp_path / 'run' / 'teacher')
+    ordinary = loop.run(small_config('resnet', epochs=1, batch_size=512), tmp_path / 'resnet', quiet)
+    assert first.summary.student_digest == ordinary.student_digest
+    of_teacher, of_student, of_resnet = started
+    assert of_teacher is None and of_resnet is None
+    np.testing.assert_array_equal(of_student['params']['head']['kernel'], first.variables['params']['head']['kernel'])
+
+
+@pytest.mark.parametrize('init', ['random', 'identity', 'teacher'])
+@pytest.mark.parametrize('procedure', config_lib.NEEDS_TEACHER)
+def test_what_a_student_may_be_its_teacher_may_inherit(procedure, init):
+    config = small_config(procedure, model__init=init, distill__weight=1e-3)
+    config_lib.validate(config)
+    config_lib.validate(teacher_lib.recipe(config))
 
 
 @pytest.mark.parametrize('procedure', ['plain', 'resnet'])
