@@ -1,5 +1,6 @@
 """`jointrd targets`: runs the asked targets and writes tables, files, and what belongs beside an export."""
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -60,11 +61,22 @@ class Request:
             target, equals, path = text.partition('=')
             if not equals or not path:
                 raise UserError(f'--python={text!r} is not TARGET=PYTHON')
-            found[target.strip()] = str(Path(path).expanduser())
+            found[target.strip()] = python_at(path.strip())
         return found
 
     def settings(self) -> bench.Settings:
         return bench.Settings(self.python_of, self.timeout, self.rounds, self.any_version)
+
+
+def python_at(text: str) -> str:
+    """A Python that is named by path or by its name alone, as an absolute path.
+
+    Targets run in directories of their own. Links are kept: by its own link a Python knows its environment.
+    """
+    path = Path(text).expanduser()
+    if path.name == text and (found := shutil.which(text)):
+        path = Path(found)
+    return str(path.absolute())
 
 
 def check(request: Request) -> None:
@@ -86,6 +98,8 @@ def check(request: Request) -> None:
         files.check_new(request.out)
     if request.json and (request.json.is_dir() or not request.json.name):
         raise UserError(f'--json={request.json} is a directory; name a file')
+    if request.json:
+        files.make_parent(request.json)
 
 
 def run(request: Request, console: Console | None = None) -> list[Row]:
@@ -117,11 +131,11 @@ def run(request: Request, console: Console | None = None) -> list[Row]:
     if left:
         tell(f'not installed, so not asked: {", ".join(left)} (docs/guides/fpga_npu.md says how)')
     record = {'command': command(), 'rows': [row.as_json() for row in rows]}
-    if request.json:
-        files.write_json(request.json, record)
     for candidate in found:
         if candidate.export:
             beside(candidate, candidate.export, record['command'], rows)
+    if request.json:
+        files.write_json(request.json, record)
     return rows
 
 

@@ -156,6 +156,14 @@ def test_a_stale_or_changed_export_is_refused(tmp_path):
         asked(runs=[str(tmp_path / 'out')], targets=FAST[:1])
 
 
+def test_an_export_of_several_images_a_call_is_refused(tmp_path):
+    digits_run(tmp_path / 'run')
+    options = export.Options(('stablehlo',), batch=50)
+    export.export(tmp_path / 'run', tmp_path / 'out', options, say=lambda line: None)
+    with pytest.raises(UserError, match='takes 50 images a call, .* export it again without --batch'):
+        asked(runs=[str(tmp_path / 'out')], targets=['iree'])
+
+
 # What can happen to a tool. Each is a target's file of its own, run as every other.
 TROUBLE = {
     'crashes': 'import os; os.kill(os.getpid(), 11)',
@@ -226,6 +234,26 @@ def test_bad_wishes_are_refused_before_any_work(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             asked(**fields)
+
+
+@pytest.mark.parametrize('named', ['path/to/python', 'python-of-mnn', 'path/to/nothing'])
+def test_pythons_of_targets_are_found_from_here(named, tmp_path, monkeypatch):
+    link = tmp_path / 'path' / 'to' / 'python'
+    link.parent.mkdir(parents=True)
+    for name in ('python', 'python-of-mnn'):
+        (link.parent / name).symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PATH', str(link.parent))
+    assert Request(pythons=[f'mnn={named}']).python_of == {'mnn': str(link.parent / Path(named).name)}
+
+
+def test_a_file_for_rows_can_be_written_before_anything_is_run(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=r'cannot write .*rows\.json'):
+        asked(shapes=['18'], targets=['iree'], json=tmp_path / 'file' / 'rows.json')
+    fields = dict(shapes=['18'], stem='cifar', width=2, networks=['plain'], targets=['iree'])
+    asked(**fields, json=tmp_path / 'new' / 'rows.json')
+    assert (tmp_path / 'new' / 'rows.json').is_file()
 
 
 def test_the_command_says_by_its_status_what_did_not_go_through(tmp_path):
