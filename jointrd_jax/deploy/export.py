@@ -276,7 +276,7 @@ def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[st
         shown = 'unmeasured' if found.top1 is None else f'{found.top1:.2f} %'
         say(f'{path.name}: top-1 {shown}, logits differ by {found.difference:.1e} relative')
     record = {
-        'run': str(run.path),
+        'run': str(files.absolute(run.path)),
         'which': options.which,
         'finished': run.summary is not None,
         'network': weights.name_of(run.network),

@@ -172,6 +172,11 @@ def test_pixels_go_in_where_asked_for(run, tmp_path):
     assert record['artifacts']['stablehlo']['top1'] == record['checkpoint_top1']
 
 
+def test_the_record_finds_its_run_from_every_directory(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run[0].parent)
+    assert exported('run', tmp_path / 'out', 'safetensors')['run'] == str(run[0])
+
+
 def test_without_a_dataset_random_images_do(tmp_path):
     digits_run(tmp_path / 'run')
     config = json.loads((tmp_path / 'run' / 'config.json').read_text())
