@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jointrd_jax import data
-from jointrd_jax.data.description import NORMALISATION
+from jointrd_jax.data.description import NORMALISATION, DataDescription
 from jointrd_jax.deploy import artifacts, card, fold, onnx_graph, quantise, tflite
 from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.runner import Runner
@@ -89,11 +89,12 @@ def eval_batches(dataset: data.Dataset) -> Iterator[Batch]:
         yield Batch(images, labels, mask)
 
 
-def random_batches(image_shape: tuple[int, ...], size: int) -> Iterator[Batch]:
-    """At least `RANDOM_IMAGES` images of normal noise."""
+def random_batches(about: DataDescription, size: int) -> Iterator[Batch]:
+    """At least `RANDOM_IMAGES` images of random pixels, in batches of `size`."""
     rng = np.random.default_rng(0)
     for _ in range(-(-RANDOM_IMAGES // size)):
-        yield Batch(rng.normal(size=(size, *image_shape)).astype(np.float32), None, np.ones(size, bool))
+        pixels = rng.integers(0, 256, (size, *about.image_shape), np.uint8)
+        yield Batch(about.normalised(pixels), None, np.ones(size, bool))
 
 
 def calibration_batches(dataset: data.Dataset, images: int, size: int) -> list[np.ndarray]:
@@ -150,7 +151,7 @@ class ExportJob:
             return fold.normalisation_first(graph, *normalisation)
 
     def batches(self) -> Iterator[Batch]:
-        return eval_batches(self.dataset) if self.dataset else random_batches(self.image_shape, self.batch_size)
+        return eval_batches(self.dataset) if self.dataset else random_batches(self.run.data, self.batch_size)
 
     def metadata(self, top1: float | None) -> dict[str, Any]:
         """The metadata written into ONNX and TFLite files: nothing that differs between machines."""
@@ -192,7 +193,7 @@ class ExportJob:
         if self.dataset:
             batches = calibration_batches(self.dataset, self.options.calibration, size)
         else:
-            batches = [batch.images for batch in random_batches(self.image_shape, size)]
+            batches = [batch.images for batch in random_batches(self.run.data, size)]
         return [self.run.data.to_pixels(images) if self.options.pixels else images for images in batches]
 
     def checkpoint_top1(self) -> tuple[float | None, list[np.ndarray], int]:

@@ -187,6 +187,11 @@ def test_without_a_dataset_random_images_do(tmp_path):
     assert 'unmeasured' in (tmp_path / 'out' / 'README.md').read_text()
 
 
+def test_files_that_take_pixels_are_compared_on_random_pixels(run, tmp_path):
+    record = exported(run[0], tmp_path / 'out', 'stablehlo', pixels=True, verify='random')
+    assert record['artifacts']['stablehlo']['max_relative_difference'] < 1e-5
+
+
 def test_an_artifact_that_computes_something_else_is_not_left_behind(run, tmp_path, monkeypatch):
     right = folding.fold_conv
 
