@@ -186,6 +186,10 @@ class ExportJob:
             weights.save(path, self.run.network, self.run.variables, self.run.data)
             yield artifacts.SAFETENSORS, path
 
+    @property
+    def calibrated_on(self) -> str:
+        return 'training images' if self.dataset else 'random images'
+
     @functools.cached_property
     def calibration(self) -> list[np.ndarray]:
         """Training images [B, H, W, C] as the artifacts take them, in batches of theirs."""
@@ -258,6 +262,8 @@ def export(
 def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[str, Any]:
     """Write and verify everything in `directory`; return the record that `export.json` holds."""
     run, options = job.run, job.options
+    if options.int8 and not job.dataset:
+        say(f'the scales of int8 come from {job.calibrated_on}, since --verify random reads no training images')
     top1, logits, images = job.checkpoint_top1()
     made = {}
     for name, path in job.write(directory, top1):
@@ -289,6 +295,7 @@ def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[st
         'input': job.metadata(top1)['input'],
         'data': run.data.to_json(),
         'verified_on': f'{images} {"test images of " + run.data.dataset if job.dataset else "random images"}',
+        'int8_scales_from': job.calibrated_on if options.int8 else None,
         'checkpoint_top1': top1,
         'artifacts': made,
         'versions': provenance.versions(),

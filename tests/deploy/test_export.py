@@ -192,6 +192,16 @@ def test_files_that_take_pixels_are_compared_on_random_pixels(run, tmp_path):
     assert record['artifacts']['stablehlo']['max_relative_difference'] < 1e-5
 
 
+def test_int8_that_saw_no_training_images_says_so(run, tmp_path):
+    installed('onnx')
+    said = []
+    options = export.Options(('onnx',), int8=True, verify='random')
+    record = export.export(run[0], tmp_path / 'out', options, say=said.append)
+    assert record['int8_scales_from'] == 'random images'
+    assert 'int8 come from random images' in said[0]
+    assert 'scales of int8 come from random images' in (tmp_path / 'out' / 'README.md').read_text()
+
+
 def test_an_artifact_that_computes_something_else_is_not_left_behind(run, tmp_path, monkeypatch):
     right = folding.fold_conv
 
