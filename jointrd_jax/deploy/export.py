@@ -76,11 +76,26 @@ def check(options: Options, out: Path) -> None:
     if not oldest <= options.opset <= newest:
         raise UserError(f'opset={options.opset} is not a whole number from {oldest} to {newest}')
     files.check_new(out)
+    if 'stablehlo' in options.formats:
+        check_platform(options.platform)
     if 'onnx' in options.formats:
         require('onnx', 'onnx')
         require('onnxruntime', 'onnx')
     if 'tflite' in options.formats:
         quantise.check_tflite_installed() if options.int8 else tflite.check_installed()
+
+
+def check_platform(platform: str) -> None:
+    """Raises UserError if there is no device here on which a StableHLO file for `platform` can be verified."""
+    if platform == 'cpu':
+        return
+    try:
+        jax.devices(platform)
+    except RuntimeError:
+        raise UserError(
+            f'--platform={platform}: JAX sees no such device here to verify the StableHLO file on; export it where '
+            'one is, or leave stablehlo out of --format'
+        ) from None
 
 
 def eval_batches(dataset: data.Dataset) -> Iterator[Batch]:

@@ -221,6 +221,21 @@ def test_a_file_that_its_runtime_does_not_load_is_an_error(tmp_path):
         broken(np.zeros((1, 8, 8, 1), np.float32))
 
 
+def test_the_reason_why_a_file_does_not_run_is_the_message(run, tmp_path):
+    folded, _ = made(Network((1,), width=4, num_classes=3, shortcuts='none'), (32, 32, 3))
+    (tmp_path / 'n.stablehlo').write_bytes(stablehlo.model(folded, 'tpu'))
+    with pytest.raises(RuntimeError, match='tpu'), runner.Runner(tmp_path / 'n.stablehlo') as broken:
+        broken(images_like((32, 32, 3)))
+
+
+def test_the_process_that_verifies_takes_nothing_from_the_working_directory(run, tmp_path, monkeypatch):
+    installed('onnx')
+    for name in ('onnxruntime.py', 'jointrd_jax.py'):
+        (tmp_path / name).write_text('raise SystemExit("shadowed")')
+    monkeypatch.chdir(tmp_path)
+    assert exported(run[0], tmp_path / 'out', 'onnx')['artifacts']['onnx']['images'] == 500
+
+
 def test_bad_options_are_refused_before_any_work(run, tmp_path):
     out = tmp_path / 'out'
     for options, message in (
@@ -229,6 +244,7 @@ def test_bad_options_are_refused_before_any_work(run, tmp_path):
         (export.Options(('stablehlo',), int8=True), 'add onnx or tflite'),
         (export.Options(('onnx',), opset=7), 'opset=7 is not .* from 13'),
         (export.Options(('stablehlo',), verify='never'), 'test, random'),
+        (export.Options(('stablehlo',), platform='rocm'), '--platform=rocm: JAX sees no such device'),
     ):
         with pytest.raises(UserError, match=message):
             export.export(run[0], out, options)
