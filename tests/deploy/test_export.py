@@ -223,8 +223,8 @@ def test_a_file_that_its_runtime_does_not_load_is_an_error(tmp_path):
 
 def test_the_reason_why_a_file_does_not_run_is_the_message(run, tmp_path):
     folded, _ = made(Network((1,), width=4, num_classes=3, shortcuts='none'), (32, 32, 3))
-    (tmp_path / 'n.stablehlo').write_bytes(stablehlo.model(folded, 'tpu'))
-    with pytest.raises(RuntimeError, match='tpu'), runner.Runner(tmp_path / 'n.stablehlo') as broken:
+    (tmp_path / 'n.stablehlo').write_bytes(stablehlo.model(folded, 'rocm'))
+    with pytest.raises(RuntimeError, match='rocm'), runner.Runner(tmp_path / 'n.stablehlo') as broken:
         broken(images_like((32, 32, 3)))
 
 
