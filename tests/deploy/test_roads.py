@@ -42,3 +42,11 @@ def test_a_weight_file_holds_every_activation(activation, tmp_path):
     found, read, *_ = weights.load(tmp_path / 'network.safetensors')
     images = images_like(SHAPE, batch=3)
     np.testing.assert_array_equal(found.apply(read, images).logits, network.apply(variables, images).logits)
+
+
+def test_weight_files_of_one_network_are_equal(tmp_path):
+    network = Network((1, 1), width=4, num_classes=5, stem_kind='cifar')
+    variables = randomised(network, SHAPE)
+    for i in range(12):
+        weights.save(tmp_path / f'{i}.safetensors', network, variables)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
