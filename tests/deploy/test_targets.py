@@ -1,10 +1,12 @@
 import dataclasses
 import json
 import os
+import signal
 import socketserver
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,6 +256,30 @@ def test_a_file_for_rows_can_be_written_before_anything_is_run(tmp_path):
     fields = dict(shapes=['18'], stem='cifar', width=2, networks=['plain'], targets=['iree'])
     asked(**fields, json=tmp_path / 'new' / 'rows.json')
     assert (tmp_path / 'new' / 'rows.json').is_file()
+
+
+def test_an_interrupted_command_leaves_no_tool_and_no_directory_and_keeps_its_rows(tmp_path):
+    (tmp_path / 'tmp').mkdir()
+    tool = tmp_path / 'python'
+    tool.write_text(f'#!/bin/sh\nsleep 300 &\necho $! $$ > {tmp_path}/started\nwait\n')
+    tool.chmod(0o755)
+    command = [sys.executable, '-m', 'jointrd_jax', 'targets', '--shapes=18', '--stem=cifar', '--width=2']
+    command += ['--networks=plain', '--targets=iree,mnn', f'--python=iree={tmp_path}/none,mnn={tool}']
+    command += [f'--json={tmp_path / "rows.json"}']
+    environment = {**os.environ, 'TMPDIR': str(tmp_path / 'tmp')}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    started = tmp_path / 'started'
+    while process.poll() is None and not (started.is_file() and started.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert error.splitlines()[-1].startswith('SIGINT: stopped; --json and the model cards')
+    assert list((tmp_path / 'tmp').iterdir()) == []
+    for number in started.read_text().split():
+        stat = Path(f'/proc/{number}/stat')
+        assert not stat.exists() or stat.read_text().split()[2] == 'Z', 'a tool goes on'
+    assert [row['target'] for row in json.loads((tmp_path / 'rows.json').read_text())['rows']] == ['iree']
 
 
 def test_the_command_says_by_its_status_what_did_not_go_through(tmp_path):
