@@ -219,14 +219,14 @@ def parse(name: str, module: ModuleType, argv: Sequence[str]) -> tuple[flags.Fla
 
 
 @contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def errors_in_one_line(stopped: str = signals.NOTHING_TO_SAVE) -> Iterator[None]:
     """Turn the errors of the body into the one line and the exit status that every command ends with.
 
     UserError: one line and status 2. A first SIGTERM or SIGINT: one line and `signals.STOPPED_STATUS`, after a
     checkpoint if there is new work.
     """
     try:
-        with signals.handled():
+        with signals.handled(stopped):
             yield
     except Interrupted as stop:
         print(stop, file=sys.stderr, flush=True)
@@ -266,9 +266,13 @@ def overview() -> str:
 
 
 def run(name: str, argv: Sequence[str]) -> None:
-    """Run the subcommand `name` with the arguments `argv`."""
+    """Run the subcommand `name` with the arguments `argv`.
+
+    The command's STOPPED is what is said where a signal ended it before there was a checkpoint to write.
+    """
     module = importlib.import_module(f'jointrd_jax.commands.{name}')
-    with notices.as_plain_lines(), errors_in_one_line():
+    stopped = getattr(module, 'STOPPED', 'stopped; the same command begins anew')
+    with notices.as_plain_lines(), errors_in_one_line(stopped):
         given, arguments = parse(name, module, argv)
         runtime.check_platforms()
         module.main(given, *arguments)

@@ -26,6 +26,9 @@ The runs of such a cell are in DIR/PROCEDURE/VARIANT/seedN. The teacher is that 
 from absl import flags
 
 from jointrd_jax.commands import options
+from jointrd_jax.system import signals
+
+STOPPED = signals.NOTHING_TO_SAVE
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -16,6 +16,7 @@ from absl import flags
 POSITIONAL = ('[RUN ...]',)
 
 LOCAL = ('arguments', 'json', 'out')  # take local paths only
+STOPPED = 'stopped; --json and the model cards of exports have the rows so far; to go on, name what --out already holds'
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -9,6 +9,9 @@ or --coordinator=auto where JAX detects them (SLURM, TPU, GKE). See docs/multiho
 from absl import flags
 
 from jointrd_jax.commands import options
+from jointrd_jax.system import signals
+
+STOPPED = signals.NOTHING_TO_SAVE
 
 
 def define_flags(values: flags.FlagValues) -> None:

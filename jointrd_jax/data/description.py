@@ -62,6 +62,11 @@ class DataDescription:
     def to_json(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """The network's input (float32) for pixels 0..255 [..., C]."""
+        scaled = pixels.astype(np.float32) / 255
+        return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
     def to_pixels(self, images: np.ndarray) -> np.ndarray:
         """Normalised images [..., C] as whole numbers (float32), which are 0..255 where they were made of pixels."""
         return np.round((images * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)) * 255)

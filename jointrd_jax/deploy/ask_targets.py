@@ -1,7 +1,7 @@
 """`jointrd targets`: runs the asked targets and writes tables, files, and what belongs beside an export."""
 
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +60,22 @@ class Request:
             target, equals, path = text.partition('=')
             if not equals or not path:
                 raise UserError(f'--python={text!r} is not TARGET=PYTHON')
-            found[target.strip()] = str(Path(path).expanduser())
+            found[target.strip()] = python_at(path.strip())
         return found
 
     def settings(self) -> bench.Settings:
         return bench.Settings(self.python_of, self.timeout, self.rounds, self.any_version)
+
+
+def python_at(text: str) -> str:
+    """A Python that is named by path or by its name alone, as an absolute path.
+
+    Targets run in directories of their own. Links are kept: by its own link a Python knows its environment.
+    """
+    path = Path(text).expanduser()
+    if path.name == text and (found := shutil.which(text)):
+        path = Path(found)
+    return str(path.absolute())
 
 
 def check(request: Request) -> None:
@@ -86,10 +97,12 @@ def check(request: Request) -> None:
         files.check_new(request.out)
     if request.json and (request.json.is_dir() or not request.json.name):
         raise UserError(f'--json={request.json} is a directory; name a file')
+    if request.json:
+        files.make_parent(request.json)
 
 
 def run(request: Request, console: Console | None = None) -> list[Row]:
-    """Run the targets, print each row as it comes and the table at the end, write the files asked for; return all rows.
+    """Run the targets, print and write each row as it comes, print the table at the end; return all rows.
 
     Raises:
       UserError: a bad request, a run that cannot be exported, or an export that is older than its run.
@@ -98,8 +111,8 @@ def run(request: Request, console: Console | None = None) -> list[Row]:
     check(request)
     asked = bench.questions(request.targets, request.python_of)
     kinds = list(dict.fromkeys(question.takes for question in asked))
-    with tempfile.TemporaryDirectory(prefix='jointrd-targets-') as directory:
-        work = Path(directory)
+    rows: list[Row] = []
+    with files.temporary_directory(prefix='jointrd-targets-') as work:
 
         def tell(text: str) -> None:
             console.print(text, markup=False, soft_wrap=True)
@@ -111,18 +124,27 @@ def run(request: Request, console: Console | None = None) -> list[Row]:
         else:
             shapes = candidates_lib.shapes(request.depths, request.stem, request.width, request.networks)
             found = candidates_lib.of_shapes(shapes, kinds, work, tell)
-        rows = bench.ask(found, asked, request.settings(), lambda row: tell(one_line(row)))
+
+        def kept(row: Row) -> None:
+            tell(one_line(row))
+            rows.append(row)
+            keep(rows, found, request.json)
+
+        bench.ask(found, asked, request.settings(), kept)
     show(rows, console)
     left = [name for name in bench.TARGETS if not request.targets and name not in {row.target for row in rows}]
     if left:
         tell(f'not installed, so not asked: {", ".join(left)} (docs/guides/fpga_npu.md says how)')
-    record = {'command': command(), 'rows': [row.as_json() for row in rows]}
-    if request.json:
-        files.write_json(request.json, record)
+    return rows
+
+
+def keep(rows: Sequence[Row], found: Sequence[Candidate], file: Path | None) -> None:
+    """Write the rows that there are beside the exports and into `file`."""
     for candidate in found:
         if candidate.export:
-            beside(candidate, candidate.export, record['command'], rows)
-    return rows
+            beside(candidate, candidate.export, command(), rows)
+    if file:
+        files.write_json(file, {'command': command(), 'rows': [row.as_json() for row in rows]})
 
 
 def command() -> str:
@@ -236,7 +258,7 @@ def advise(request: Request, budget: str | None, console: Console | None = None)
         bare = advising.without(graph, range(graph.operators().get('add', 0)))
         made = {name: {'ResNet': graph, 'advised': advice.graph, 'plain': bare}}
         kinds = list(dict.fromkeys(question.takes for question in asked))
-        with tempfile.TemporaryDirectory(prefix='jointrd-targets-') as directory:
-            found = candidates_lib.of_shapes(made, kinds, Path(directory), tell)
+        with files.temporary_directory(prefix='jointrd-targets-') as directory:
+            found = candidates_lib.of_shapes(made, kinds, directory, tell)
             show(bench.ask(found, asked, request.settings(), lambda row: tell(one_line(row))), console)
     return advice

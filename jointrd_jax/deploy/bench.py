@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -17,6 +16,7 @@ from jointrd_jax.deploy import artifacts, candidates as candidates_lib, results
 from jointrd_jax.deploy.candidates import Candidate
 from jointrd_jax.deploy.results import Row
 from jointrd_jax.errors import UserError, choice_error
+from jointrd_jax.system import files, signals
 
 TARGETS = ('vela', 'tflite_micro', 'rknn', 'openvino', 'ncnn', 'mnn', 'tvm', 'iree', 'hls4ml')
 WORKER = Path(__file__).parent / 'targets' / 'worker.py'
@@ -149,9 +149,9 @@ def finished(known: dict[str, Any], said: dict[str, Any], candidate: Candidate, 
 def in_process(question: Question, request: dict[str, Any], timeout: float) -> dict[str, Any]:
     """The target's answer, or the reason why there is none."""
     try:
-        with tempfile.TemporaryDirectory(prefix='jointrd-target-') as directory:
-            asked, answer, log = (Path(directory) / name for name in ('request.json', 'answer.json', 'log.txt'))
-            work = Path(directory) / 'work'
+        with files.temporary_directory(prefix='jointrd-target-') as directory:
+            asked, answer, log = (directory / name for name in ('request.json', 'answer.json', 'log.txt'))
+            work = directory / 'work'
             work.mkdir()
             asked.write_text(json.dumps({**request, 'directory': str(work)}))
             command = [question.python, str(WORKER), str(question.module.__file__), str(asked), str(answer)]
@@ -164,7 +164,8 @@ def in_process(question: Question, request: dict[str, Any], timeout: float) -> d
                     env=environment, start_new_session=True,
                 )  # fmt: skip
                 try:
-                    status = process.wait(timeout)
+                    with signals.killed_if_ended(process.pid):
+                        status = process.wait(timeout)
                 except subprocess.TimeoutExpired:
                     return {'outcome': 'hangs', 'reason': f'no answer after {timeout:.0f} s (--timeout)'}
                 finally:

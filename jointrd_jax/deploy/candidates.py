@@ -98,15 +98,20 @@ def of_export(out: Path, name: str, work: Path, images: int, data_dir: str | Non
     """The candidate in an export directory.
 
     Raises:
-      UserError: its record or a file is damaged, its run is not here, or holds other weights now.
+      UserError: its record or a file is damaged, it takes several images a call, its run is not here, or holds other
+        weights now.
     """
     record = files.read_json(out / export.RECORD)
     try:
-        run_path, digest, which, held = (record[key] for key in ('run', 'digest', 'which', 'artifacts'))
+        run_path, digest, which, held, batch = (record[key] for key in ('run', 'digest', 'which', 'artifacts', 'batch'))
         paths = {kind: (out / about['file'], about['sha256']) for kind, about in held.items()}
         options = export.Options(which=which, pixels=record['input'].startswith('pixels'))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{out / "export.json"} is damaged: it lacks {error}') from error
+    if batch not in ('dynamic', 1):
+        raise UserError(
+            f'{out} takes {batch} images a call, and targets are run on one at a time: export it again without --batch'
+        )
     if not (Path(run_path) / run_directory.CONFIG).is_file():
         raise UserError(f'{out} was exported from {run_path}, which is not here: export it again from its run')
     run = run_directory.load(run_path, which)

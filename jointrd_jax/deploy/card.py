@@ -74,6 +74,7 @@ def text(record: dict[str, Any]) -> str:
         f' {made["max_relative_difference"]:.1e} |'
         for made in record['artifacts'].values()
     ]
+    scales = record.get('int8_scales_from')
     lines = [
         f'# {record["network"]}',
         '',
@@ -91,6 +92,7 @@ def text(record: dict[str, Any]) -> str:
         '| --- | --- | --- | --- | --- |',
         *rows,
         '',
+        *([f'The scales of int8 come from {scales}.', ''] if scales else []),
         '## How to feed it',
         '',
         f'Images are {height} x {width}, {channels} channel{"s" if channels > 1 else ""}, NHWC'

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jointrd_jax import data
-from jointrd_jax.data.description import NORMALISATION
+from jointrd_jax.data.description import NORMALISATION, DataDescription
 from jointrd_jax.deploy import artifacts, card, fold, onnx_graph, quantise, tflite
 from jointrd_jax.deploy.graph import Graph
 from jointrd_jax.deploy.runner import Runner
@@ -76,11 +76,26 @@ def check(options: Options, out: Path) -> None:
     if not oldest <= options.opset <= newest:
         raise UserError(f'opset={options.opset} is not a whole number from {oldest} to {newest}')
     files.check_new(out)
+    if 'stablehlo' in options.formats:
+        check_platform(options.platform)
     if 'onnx' in options.formats:
         require('onnx', 'onnx')
         require('onnxruntime', 'onnx')
     if 'tflite' in options.formats:
         quantise.check_tflite_installed() if options.int8 else tflite.check_installed()
+
+
+def check_platform(platform: str) -> None:
+    """Raises UserError if there is no device here on which a StableHLO file for `platform` can be verified."""
+    if platform == 'cpu':
+        return
+    try:
+        jax.devices(platform)
+    except RuntimeError:
+        raise UserError(
+            f'--platform={platform}: JAX sees no such device here to verify the StableHLO file on; export it where '
+            'one is, or leave stablehlo out of --format'
+        ) from None
 
 
 def eval_batches(dataset: data.Dataset) -> Iterator[Batch]:
@@ -89,11 +104,12 @@ def eval_batches(dataset: data.Dataset) -> Iterator[Batch]:
         yield Batch(images, labels, mask)
 
 
-def random_batches(image_shape: tuple[int, ...], size: int) -> Iterator[Batch]:
-    """At least `RANDOM_IMAGES` images of normal noise."""
+def random_batches(about: DataDescription, size: int) -> Iterator[Batch]:
+    """At least `RANDOM_IMAGES` images of random pixels, in batches of `size`."""
     rng = np.random.default_rng(0)
     for _ in range(-(-RANDOM_IMAGES // size)):
-        yield Batch(rng.normal(size=(size, *image_shape)).astype(np.float32), None, np.ones(size, bool))
+        pixels = rng.integers(0, 256, (size, *about.image_shape), np.uint8)
+        yield Batch(about.normalised(pixels), None, np.ones(size, bool))
 
 
 def calibration_batches(dataset: data.Dataset, images: int, size: int) -> list[np.ndarray]:
@@ -150,7 +166,7 @@ class ExportJob:
             return fold.normalisation_first(graph, *normalisation)
 
     def batches(self) -> Iterator[Batch]:
-        return eval_batches(self.dataset) if self.dataset else random_batches(self.image_shape, self.batch_size)
+        return eval_batches(self.dataset) if self.dataset else random_batches(self.run.data, self.batch_size)
 
     def metadata(self, top1: float | None) -> dict[str, Any]:
         """The metadata written into ONNX and TFLite files: nothing that differs between machines."""
@@ -185,6 +201,10 @@ class ExportJob:
             weights.save(path, self.run.network, self.run.variables, self.run.data)
             yield artifacts.SAFETENSORS, path
 
+    @property
+    def calibrated_on(self) -> str:
+        return 'training images' if self.dataset else 'random images'
+
     @functools.cached_property
     def calibration(self) -> list[np.ndarray]:
         """Training images [B, H, W, C] as the artifacts take them, in batches of theirs."""
@@ -192,7 +212,7 @@ class ExportJob:
         if self.dataset:
             batches = calibration_batches(self.dataset, self.options.calibration, size)
         else:
-            batches = [batch.images for batch in random_batches(self.image_shape, size)]
+            batches = [batch.images for batch in random_batches(self.run.data, size)]
         return [self.run.data.to_pixels(images) if self.options.pixels else images for images in batches]
 
     def checkpoint_top1(self) -> tuple[float | None, list[np.ndarray], int]:
@@ -257,6 +277,8 @@ def export(
 def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[str, Any]:
     """Write and verify everything in `directory`; return the record that `export.json` holds."""
     run, options = job.run, job.options
+    if options.int8 and not job.dataset:
+        say(f'the scales of int8 come from {job.calibrated_on}, since --verify random reads no training images')
     top1, logits, images = job.checkpoint_top1()
     made = {}
     for name, path in job.write(directory, top1):
@@ -276,7 +298,7 @@ def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[st
         shown = 'unmeasured' if found.top1 is None else f'{found.top1:.2f} %'
         say(f'{path.name}: top-1 {shown}, logits differ by {found.difference:.1e} relative')
     record = {
-        'run': str(run.path),
+        'run': str(files.absolute(run.path)),
         'which': options.which,
         'finished': run.summary is not None,
         'network': weights.name_of(run.network),
@@ -288,6 +310,7 @@ def fill(directory: Path, job: ExportJob, say: Callable[[str], None]) -> dict[st
         'input': job.metadata(top1)['input'],
         'data': run.data.to_json(),
         'verified_on': f'{images} {"test images of " + job.dataset.name if job.dataset else "random images"}',
+        'int8_scales_from': job.calibrated_on if options.int8 else None,
         'checkpoint_top1': top1,
         'artifacts': made,
         'versions': provenance.versions(),

@@ -23,6 +23,7 @@ from jointrd_jax.runs import predictions, run_directory
 from jointrd_jax.system import buckets, files
 
 PREFERRED = ('onnx', 'tflite', 'safetensors', 'stablehlo', 'int8', 'int8_tflite')  # of an export's files
+DESCRIBED = ('.onnx', '.tflite')  # have metadata
 KEYS = ('classes', 'mean', 'std', 'input')  # that a file's metadata must have
 
 
@@ -84,7 +85,7 @@ def classifier(path: Path, which: str, batch: int) -> Iterator[Classifier]:
     """The run or export at `path`, ready to be called.
 
     Raises:
-      UserError: neither, or an export that does not say how images are prepared.
+      UserError: neither, an export that does not say how images are prepared, or `which` given for an export.
     """
     if (path / run_directory.CONFIG).is_file():
         yield of_run(run_directory.load(path, which), batch)
@@ -92,6 +93,8 @@ def classifier(path: Path, which: str, batch: int) -> Iterator[Classifier]:
     if buckets.is_remote(path):
         raise UserError(f'{path} is not a run; copy an export from the bucket to this machine first')
     file, about = described(path)
+    if which != 'last':
+        raise UserError(f'--which={which} is for a run; {path} is an export, of the weights that it was made with')
     shape = about.get('image_shape') or [*about['input_size'], len(about['mean'])]
     fixed = about.get('batch', 'dynamic')
     with Runner(file) as runner:
@@ -126,6 +129,8 @@ def of_run(run: run_directory.Run, batch: int) -> Classifier:
 def described(path: Path) -> tuple[Path, dict[str, Any]]:
     """An export's file, and the description of its input and classes in the export.json beside it or in its metadata.
 
+    The export.json counts for the very files that it was written for.
+
     Raises:
       UserError: there is no such file, or no such description.
     """
@@ -143,8 +148,14 @@ def described(path: Path) -> tuple[Path, dict[str, Any]]:
             if not names:
                 raise UserError(f'{path} holds none of {", ".join(PREFERRED)}')
             file = path / held[names[0]]['file']
-        if file.name in {made.get('file') for made in held.values()}:
-            return file, {**record['data'], 'input': record['input'], 'batch': record['batch']}
+        sha256 = {made.get('file'): made.get('sha256') for made in held.values()}
+        if file.name in sha256:
+            if not file.is_file():
+                raise UserError(f'{file} is not here, though {beside} names it: export it again')
+            if files.sha256(file) == sha256[file.name]:
+                return file, {**record['data'], 'input': record['input'], 'batch': record['batch']}
+            if file.suffix not in DESCRIBED:
+                raise UserError(f'{file} is not the file that {beside} describes: export it again')
     if file.is_dir():
         raise UserError(f'{path} is neither a run directory (no config.json) nor an export (no export.json)')
     about = metadata(file)

@@ -3,10 +3,8 @@
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from jointrd_jax.deploy import tflite
 from jointrd_jax.deploy.graph import INPUT
 from jointrd_jax.errors import require
+from jointrd_jax.system import files
 
 PINNED = {'ai-edge-quantizer': '0.10.0', **tflite.PINNED}  # its ranges are set through parts of it that may change
 
@@ -44,8 +43,8 @@ def onnx_model(float_model: bytes, batches: Sequence[np.ndarray]) -> bytes:
             images = next(self.rest, None)
             return None if images is None else {INPUT: images}
 
-    with tempfile.TemporaryDirectory() as directory:
-        source, target = Path(directory) / 'float.onnx', Path(directory) / 'int8.onnx'
+    with files.temporary_directory() as directory:
+        source, target = directory / 'float.onnx', directory / 'int8.onnx'
         source.write_bytes(float_model)
         logging.getLogger().addFilter(quiet := lambda record: 'pre-process' not in record.getMessage())
         try:

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+import jointrd_jax
+
 LENGTH = struct.Struct('<Q')
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -72,15 +74,20 @@ def from_int8(logits: np.ndarray, result: dict[str, Any]) -> np.ndarray:
 
 
 def load_stablehlo(path: str) -> Function:
+    import jax
     from jax import export
 
-    call = export.deserialize(bytearray(Path(path).read_bytes())).call
-    return lambda images: np.asarray(call(images))
+    held = export.deserialize(bytearray(Path(path).read_bytes()))
+    jax.config.update('jax_platforms', held.platforms[0])  # a file runs on its own platform alone
+    return lambda images: np.asarray(held.call(images))
 
 
 def load_portable(path: str) -> Function:
+    import jax
+
     from jointrd_jax.deploy import stablehlo
 
+    jax.config.update('jax_platforms', 'cpu')  # `load_portable` makes a program for it
     rows, call = stablehlo.load_portable(Path(path).read_bytes())
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -112,6 +119,16 @@ LOADERS = {
 }
 
 
+def environment() -> dict[str, str]:
+    """Variables for the process: this package is found there, and the last line of an error is its reason."""
+    paths = [str(Path(jointrd_jax.__file__).parent.parent), os.environ.get('PYTHONPATH')]
+    return {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join(filter(None, paths)),
+        'JAX_TRACEBACK_FILTERING': 'off',
+    }
+
+
 class Runner:
     """An exported file, running in a fresh process; call it with images [B, H, W, C], use it in a `with`.
 
@@ -120,9 +137,11 @@ class Runner:
     """
 
     def __init__(self, path: Path):
-        self.path, command = path, [sys.executable, '-W', 'ignore', '-m', __name__, str(path)]
+        self.path, command = path, [sys.executable, '-P', '-W', 'ignore', '-m', __name__, str(path)]
         self.errors = open(os.memfd_create('errors'), 'w+')
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment()
+        )
         self.images, self.logits = cast(BinaryIO, self.process.stdin), cast(BinaryIO, self.process.stdout)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

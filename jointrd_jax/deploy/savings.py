@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,8 +114,8 @@ def arena_bytes(graph: Graph, level: str) -> int:
     The profile's figures include the weights that live in the arena: what was in use before the first
     node is subtracted.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        session, call = onnx_session(graph, Path(directory), level, profile=True)
+    with files.temporary_directory() as directory:
+        session, call = onnx_session(graph, directory, level, profile=True)
         call()
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes = [event['args'] for event in events if event['cat'] == 'Node']
@@ -160,8 +159,8 @@ def measure(depth: int, stem: str, width: int, rounds: int, say: Callable[[str],
     for runtime in RUNTIMES:
         if any(importlib.util.find_spec(module) is None for module in runtime.modules):
             continue
-        with tempfile.TemporaryDirectory() as directory:
-            calls = {name: runtime.load(graph, Path(directory)) for name, graph in made.items()}
+        with files.temporary_directory() as directory:
+            calls = {name: runtime.load(graph, directory) for name, graph in made.items()}
             for name in made:
                 if name != RESNET:
                     pair = in_pairs(calls[RESNET], calls[name], rounds)

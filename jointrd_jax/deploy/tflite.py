@@ -11,8 +11,6 @@ import io
 import json
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +20,7 @@ import numpy as np
 from jointrd_jax.deploy.graph import COMPUTE, INPUT, OUTPUT, Graph, Node, apply, window
 from jointrd_jax.deploy.stablehlo import without_paths
 from jointrd_jax.errors import UserError, require
+from jointrd_jax.system import files
 
 PINNED = {'litert-converter': '0.5.0', 'ai-edge-litert': '2.3.0'}
 METADATA = 'jointrd_jax'  # the name of our entry in the file's metadata
@@ -82,8 +81,8 @@ def converted(graph: Graph, batch: int | None = None) -> bytes:
     with without_paths():
         module: Any = jax.jit(lambda x: apply(graph, x, FORMS)).lower(images).compiler_ir('stablehlo')
         module.operation.write_bytecode(bytecode)
-    with tempfile.TemporaryDirectory() as directory:
-        source, target = Path(directory) / 'module.mlir', Path(directory) / 'network.tflite'
+    with files.temporary_directory() as directory:
+        source, target = directory / 'module.mlir', directory / 'network.tflite'
         source.write_bytes(bytecode.getvalue())
         ended = subprocess.run([sys.executable, '-c', CONVERTER, source, target], capture_output=True, text=True)
         if ended.returncode or not target.exists():

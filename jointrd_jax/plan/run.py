@@ -131,14 +131,14 @@ def compile_for(
       Interrupted: a signal asked for a stop.
     """
     found: dict[str, Any] = {'about': {}, 'programs': [], 'largest': None}
-    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile('w+') as log:
-        files.write_json(Path(directory, run_directory.CONFIG), config_lib.flatten(config))
+    with files.temporary_directory() as directory, tempfile.TemporaryFile('w+') as log:
+        files.write_json(directory / run_directory.CONFIG, config_lib.flatten(config))
         process = subprocess.Popen(
             [sys.executable, '-m', WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             env={**os.environ, **ENVIRONMENT},
         )  # fmt: skip
         try:
-            request = {'config': directory, 'topology': target.name, 'effort': effort, 'largest': largest}
+            request = {'config': str(directory), 'topology': target.name, 'effort': effort, 'largest': largest}
             print(json.dumps(request), file=process.stdin, flush=True)  # left open: the worker ends when it closes
             for answer in answers(process):
                 if 'error' in answer:

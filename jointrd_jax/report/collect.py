@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,10 +222,9 @@ def is_run(path: Path, named: bool) -> bool:
     return False
 
 
-def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, Any]]:
+def exports(paths: Iterable[Path], records: Collection[Record]) -> list[dict[str, Any]]:
     """The export.json of each export at or below `paths`, with its 'path', 'targets' and its run's 'record' or None."""
     by_path = {buckets.resolved(record.path): record for record in records}
-    by_digest = {record.summary.student_digest: record for record in records if record.summary}
     found = {}
     for place in (place for path in paths for place in buckets.find(path, RECORD)):
         try:
@@ -233,7 +232,9 @@ def exports(paths: Iterable[Path], records: Iterable[Record]) -> list[dict[str, 
         except UserError:
             continue
         if is_export(about):
-            record = by_path.get(buckets.resolved(buckets.place(about['run']))) or by_digest.get(about['digest'])
+            named = by_path.get(buckets.resolved(buckets.place(about['run'])))
+            same = [run for run in records if run.summary and run.summary.student_digest == about['digest']]
+            record = named if named in same or not same else same[0]  # a run may have moved, and another be there now
             said = targets.read(place.parent)
             found[buckets.resolved(place)] = {**about, 'path': place.parent, 'record': record, 'targets': said}
     return list(found.values())

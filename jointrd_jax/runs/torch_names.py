@@ -74,7 +74,7 @@ def export_names(variables: Variables, scheme: Scheme = 'torchvision') -> dict[s
         node = variables[collection]
         for key in path:
             node = node[key]
-        flat[name] = np.ascontiguousarray(to_torch_layout(path[-1], np.asarray(node)))
+        flat[name] = np.asarray(to_torch_layout(path[-1], np.asarray(node)), order='C')
     return flat
 
 

@@ -4,6 +4,7 @@ Names and shapes (see `state_dicts`) are compared with the network's, and only a
 """
 
 import json
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jointrd_jax.runs.state_dicts import METADATA, StateDict, open_state_dict
 from jointrd_jax.runs.torch_names import export_names, import_names, names, template, to_torch_layout
 from jointrd_jax.system import buckets, files
 
+HEADER = struct.Struct('<Q')  # of a .safetensors file: the length of the JSON that follows
 MARKS = {'dirac': 'conv1.alpha', 'branches': 'bn1_1x1.weight'}  # a name that only this parametrisation has
 
 
@@ -213,4 +215,13 @@ def save(path: str | Path, network: Network, variables: Variables, data: DataDes
     """
     about = {'network': {field: getattr(network, field) for field in NETWORK_FIELDS}, 'data': data and data.to_json()}
     blob = safetensors.numpy.save(export_names(variables), {METADATA: json.dumps(about), 'format': 'pt'})
-    files.write_atomically(buckets.place(path), blob)
+    files.write_atomically(buckets.place(path), in_order(blob))
+
+
+def in_order(blob: bytes) -> bytes:
+    """A .safetensors file with its header's keys sorted; the library writes metadata in an order that varies."""
+    (length,) = HEADER.unpack_from(blob)
+    header, arrays = json.loads(blob[HEADER.size : HEADER.size + length]), blob[HEADER.size + length :]
+    text = json.dumps(header, sort_keys=True, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % HEADER.size)  # arrays stay aligned
+    return HEADER.pack(len(text)) + text + arrays

@@ -182,6 +182,13 @@ def make_parent(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def temporary_directory(prefix: str = 'jointrd-') -> Iterator[Path]:
+    """A local directory that is deleted after the body, also if a signal ends the process in it."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as directory, signals.removed_if_ended(Path(directory)):
+        yield Path(directory)
+
+
+@contextlib.contextmanager
 def atomic_directory(directory: Path, last: str = '') -> Iterator[Path]:
     """A temporary directory to fill, which becomes `directory`, or is deleted if the body raises.
 
@@ -194,10 +201,9 @@ def atomic_directory(directory: Path, last: str = '') -> Iterator[Path]:
     if buckets.is_remote(directory):
         with buckets.answering(directory, '; nothing there counts until the same command ends well'):
             check_new(directory)
-            with tempfile.TemporaryDirectory(prefix='jointrd-') as temporary:
-                with signals.removed_if_ended(Path(temporary)):
-                    yield Path(temporary)
-                    buckets.send(Path(temporary), directory, last)
+            with temporary_directory() as temporary:
+                yield temporary
+                buckets.send(temporary, directory, last)
         return
     check_new(directory)
     temporary = directory.with_name(f'.{directory.name}.{os.getpid()}.tmp')

@@ -22,9 +22,11 @@ from pathlib import Path
 
 STOPPED_STATUS = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+NOTHING_TO_SAVE = 'stopped before there was new work to save; the same command continues'
 
 _received: list[int] = []
 _temporary: set[Path] = set()
+_groups: set[int] = set()
 _at_stake = False
 
 
@@ -55,13 +57,17 @@ def work_at_stake() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[None]:
-    """Handle the signals as above while the body runs. For the main thread of a command."""
+def handled(stopped: str = NOTHING_TO_SAVE) -> Iterator[None]:
+    """Handle the signals as above while the body runs. For the main thread of a command.
+
+    Args:
+      stopped: what is said where a first signal ends the process.
+    """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     previous_pipe = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reader,), name='signals', daemon=True).start()
+    threading.Thread(target=_watch, args=(reader, stopped), name='signals', daemon=True).start()
     try:
         yield
     finally:
@@ -71,7 +77,7 @@ def handled() -> Iterator[None]:
         os.close(writer)  # ends the thread
 
 
-def _watch(reader: int) -> None:
+def _watch(reader: int, stopped: str) -> None:
     while data := os.read(reader, 1):
         number = data[0]
         if number in SIGNALS:
@@ -79,7 +85,7 @@ def _watch(reader: int) -> None:
             if len(_received) > 1:
                 _end_now(128 + number, 'again, ending at once; the last checkpoint is kept')
             elif not _at_stake:
-                _end_now(STOPPED_STATUS, 'stopped before there was new work to save; the same command continues')
+                _end_now(STOPPED_STATUS, stopped)
             else:
                 _say('finishing the step and writing a checkpoint; once more ends at once')
     os.close(reader)
@@ -107,8 +113,21 @@ def removed_if_ended(directory: Path) -> Iterator[None]:
         _temporary.discard(directory)
 
 
+@contextlib.contextmanager
+def killed_if_ended(group: int) -> Iterator[None]:
+    """If the process is ended by `end` in the body, kill the processes of `group` with it."""
+    _groups.add(group)
+    try:
+        yield
+    finally:
+        _groups.discard(group)
+
+
 def end(status: int) -> None:
     """End this process at once, without what Python and JAX do at exit."""
+    for group in list(_groups):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
     for directory in list(_temporary):
         shutil.rmtree(directory, ignore_errors=True)
     for child in multiprocessing.active_children():  # data workers would wait for work for ever

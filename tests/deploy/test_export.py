@@ -172,6 +172,11 @@ def test_pixels_go_in_where_asked_for(run, tmp_path):
     assert record['artifacts']['stablehlo']['top1'] == record['checkpoint_top1']
 
 
+def test_the_record_finds_its_run_from_every_directory(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run[0].parent)
+    assert exported('run', tmp_path / 'out', 'safetensors')['run'] == str(run[0])
+
+
 def test_without_a_dataset_random_images_do(tmp_path):
     digits_run(tmp_path / 'run')
     config = json.loads((tmp_path / 'run' / 'config.json').read_text())
@@ -180,6 +185,21 @@ def test_without_a_dataset_random_images_do(tmp_path):
     assert record['checkpoint_top1'] is None
     assert 'random images' in record['verified_on']
     assert 'unmeasured' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+def test_files_that_take_pixels_are_compared_on_random_pixels(run, tmp_path):
+    record = exported(run[0], tmp_path / 'out', 'stablehlo', pixels=True, verify='random')
+    assert record['artifacts']['stablehlo']['max_relative_difference'] < 1e-5
+
+
+def test_int8_that_saw_no_training_images_says_so(run, tmp_path):
+    installed('onnx')
+    said = []
+    options = export.Options(('onnx',), int8=True, verify='random')
+    record = export.export(run[0], tmp_path / 'out', options, say=said.append)
+    assert record['int8_scales_from'] == 'random images'
+    assert 'int8 come from random images' in said[0]
+    assert 'scales of int8 come from random images' in (tmp_path / 'out' / 'README.md').read_text()
 
 
 def test_an_artifact_that_computes_something_else_is_not_left_behind(run, tmp_path, monkeypatch):
@@ -201,6 +221,21 @@ def test_a_file_that_its_runtime_does_not_load_is_an_error(tmp_path):
         broken(np.zeros((1, 8, 8, 1), np.float32))
 
 
+def test_the_reason_why_a_file_does_not_run_is_the_message(run, tmp_path):
+    folded, _ = made(Network((1,), width=4, num_classes=3, shortcuts='none'), (32, 32, 3))
+    (tmp_path / 'n.stablehlo').write_bytes(stablehlo.model(folded, 'rocm'))
+    with pytest.raises(RuntimeError, match='rocm'), runner.Runner(tmp_path / 'n.stablehlo') as broken:
+        broken(images_like((32, 32, 3)))
+
+
+def test_the_process_that_verifies_takes_nothing_from_the_working_directory(run, tmp_path, monkeypatch):
+    installed('onnx')
+    for name in ('onnxruntime.py', 'jointrd_jax.py'):
+        (tmp_path / name).write_text('raise SystemExit("shadowed")')
+    monkeypatch.chdir(tmp_path)
+    assert exported(run[0], tmp_path / 'out', 'onnx')['artifacts']['onnx']['images'] == 500
+
+
 def test_bad_options_are_refused_before_any_work(run, tmp_path):
     out = tmp_path / 'out'
     for options, message in (
@@ -209,6 +244,7 @@ def test_bad_options_are_refused_before_any_work(run, tmp_path):
         (export.Options(('stablehlo',), int8=True), 'add onnx or tflite'),
         (export.Options(('onnx',), opset=7), 'opset=7 is not .* from 13'),
         (export.Options(('stablehlo',), verify='never'), 'test, random'),
+        (export.Options(('stablehlo',), platform='rocm'), '--platform=rocm: JAX sees no such device'),
     ):
         with pytest.raises(UserError, match=message):
             export.export(run[0], out, options)

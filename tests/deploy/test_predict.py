@@ -139,6 +139,33 @@ def test_what_cannot_predict_is_one_line(photos, source, images, message):
         predict.run(photos / source, [str(photos / images)])
 
 
+def test_a_record_counts_for_the_files_that_it_was_written_for(photos, digits, tmp_path):
+    out = tmp_path / 'export'
+    shutil.copytree(photos / 'export', out)
+    export.export(digits / 'run', tmp_path / 'other', export.Options(('onnx', 'safetensors')))
+    for name in ('network.onnx', 'network.safetensors'):
+        (out / name).write_bytes((tmp_path / 'other' / name).read_bytes())
+    with predict.classifier(out / 'network.onnx', 'last', 4) as network:
+        assert network.classes == list(run_directory.load(digits / 'run').data.classes)
+    tflite = (out / 'network.tflite').read_bytes()
+    (out / 'network.tflite').write_bytes(tflite[: len(tflite) // 2])
+    for name, message in (
+        ('network.safetensors', 'is not the file that .* describes: export it again'),
+        ('network.tflite', 'is not a .tflite file, or a damaged one'),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict.described(out / name)
+    (out / 'network.onnx').unlink()
+    with pytest.raises(UserError, match=r'network\.onnx is not here'):
+        predict.described(out)
+
+
+def test_the_weights_of_an_export_were_chosen_when_it_was_made(photos):
+    with pytest.raises(UserError, match='--which=best is for a run'):
+        with predict.classifier(photos / 'export', 'best', 4):
+            pass
+
+
 def test_evaluation_of_a_run_on_its_own_images_and_on_others(digits, photos):
     summary = run_directory.load(digits / 'run').summary
     found = json.loads(jointrd('evaluate', digits / 'run', '--format=json').stdout)

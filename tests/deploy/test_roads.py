@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from jointrd_jax.deploy import fold as folding, graph, onnx_graph, runner, stablehlo, tflite
+from jointrd_jax.method.architectures import ACTIVATIONS
 from jointrd_jax.method.networks import Network
+from jointrd_jax.runs import weights
 from tests.support.networks import images_like, randomised, relative_difference
 
 SHAPE = (16, 16, 3)
@@ -30,3 +32,21 @@ def test_what_is_exported_computes_the_folded_network(road, form, tmp_path):
     images = images_like(SHAPE, batch=3)
     found = load(str(tmp_path / 'network'))(images)
     assert relative_difference(found, np.asarray(graph.apply(made, images))) < 2e-6
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+def test_a_weight_file_holds_every_activation(activation, tmp_path):
+    network = Network((1, 1), width=4, num_classes=5, stem_kind='cifar', activation=activation, slope=0.5)
+    variables = randomised(network, SHAPE)
+    weights.save(tmp_path / 'network.safetensors', network, variables)
+    found, read, *_ = weights.load(tmp_path / 'network.safetensors')
+    images = images_like(SHAPE, batch=3)
+    np.testing.assert_array_equal(found.apply(read, images).logits, network.apply(variables, images).logits)
+
+
+def test_weight_files_of_one_network_are_equal(tmp_path):
+    network = Network((1, 1), width=4, num_classes=5, stem_kind='cifar')
+    variables = randomised(network, SHAPE)
+    for i in range(12):
+        weights.save(tmp_path / f'{i}.safetensors', network, variables)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1

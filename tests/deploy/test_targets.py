@@ -1,10 +1,12 @@
 import dataclasses
 import json
 import os
+import signal
 import socketserver
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,6 +158,14 @@ def test_a_stale_or_changed_export_is_refused(tmp_path):
         asked(runs=[str(tmp_path / 'out')], targets=FAST[:1])
 
 
+def test_an_export_of_several_images_a_call_is_refused(tmp_path):
+    digits_run(tmp_path / 'run')
+    options = export.Options(('stablehlo',), batch=50)
+    export.export(tmp_path / 'run', tmp_path / 'out', options, say=lambda line: None)
+    with pytest.raises(UserError, match='takes 50 images a call, .* export it again without --batch'):
+        asked(runs=[str(tmp_path / 'out')], targets=['iree'])
+
+
 # What can happen to a tool. Each is a target's file of its own, run as every other.
 TROUBLE = {
     'crashes': 'import os; os.kill(os.getpid(), 11)',
@@ -226,6 +236,50 @@ def test_bad_wishes_are_refused_before_any_work(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             asked(**fields)
+
+
+@pytest.mark.parametrize('named', ['path/to/python', 'python-of-mnn', 'path/to/nothing'])
+def test_pythons_of_targets_are_found_from_here(named, tmp_path, monkeypatch):
+    link = tmp_path / 'path' / 'to' / 'python'
+    link.parent.mkdir(parents=True)
+    for name in ('python', 'python-of-mnn'):
+        (link.parent / name).symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PATH', str(link.parent))
+    assert Request(pythons=[f'mnn={named}']).python_of == {'mnn': str(link.parent / Path(named).name)}
+
+
+def test_a_file_for_rows_can_be_written_before_anything_is_run(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=r'cannot write .*rows\.json'):
+        asked(shapes=['18'], targets=['iree'], json=tmp_path / 'file' / 'rows.json')
+    fields = dict(shapes=['18'], stem='cifar', width=2, networks=['plain'], targets=['iree'])
+    asked(**fields, json=tmp_path / 'new' / 'rows.json')
+    assert (tmp_path / 'new' / 'rows.json').is_file()
+
+
+def test_an_interrupted_command_leaves_no_tool_and_no_directory_and_keeps_its_rows(tmp_path):
+    (tmp_path / 'tmp').mkdir()
+    tool = tmp_path / 'python'
+    tool.write_text(f'#!/bin/sh\nsleep 300 &\necho $! $$ > {tmp_path}/started\nwait\n')
+    tool.chmod(0o755)
+    command = [sys.executable, '-m', 'jointrd_jax', 'targets', '--shapes=18', '--stem=cifar', '--width=2']
+    command += ['--networks=plain', '--targets=iree,mnn', f'--python=iree={tmp_path}/none,mnn={tool}']
+    command += [f'--json={tmp_path / "rows.json"}']
+    environment = {**os.environ, 'TMPDIR': str(tmp_path / 'tmp')}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    started = tmp_path / 'started'
+    while process.poll() is None and not (started.is_file() and started.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert error.splitlines()[-1].startswith('SIGINT: stopped; --json and the model cards')
+    assert list((tmp_path / 'tmp').iterdir()) == []
+    for number in started.read_text().split():
+        stat = Path(f'/proc/{number}/stat')
+        assert not stat.exists() or stat.read_text().split()[2] == 'Z', 'a tool goes on'
+    assert [row['target'] for row in json.loads((tmp_path / 'rows.json').read_text())['rows']] == ['iree']
 
 
 def test_the_command_says_by_its_status_what_did_not_go_through(tmp_path):

@@ -147,16 +147,18 @@ def test_bars_of_targets_are_relative_to_the_longest(report):
 
 
 def test_an_export_that_lies_elsewhere(watched_run, tmp_path):
-    run, out, export = tmp_path / 'run', tmp_path / 'report.html', tmp_path / 'export'
+    run, other, out, export = (tmp_path / name for name in ('run', 'other', 'report.html', 'export'))
     shutil.copytree(watched_run, run, ignore=shutil.ignore_patterns('teacher'))
+    shutil.copytree(watched_run / 'teacher', other)
     export.mkdir()
     for about, said in (
         ({'run': str(run)}, f'Of {run} , but not made from its last weights'),
         ({'digest': summary_lib.read(run).student_digest}, f'Made from exactly the weights of {run} .'),
+        ({'run': str(other), 'digest': summary_lib.read(run).student_digest}, f'exactly the weights of {run} .'),
         ({}, 'Of the run elsewhere , which is not in this report.'),
     ):
         files.write_json(export / 'export.json', {**EXPORT, **about})
-        page.write([run, export], out, evaluate=False)
+        page.write([run, other, export], out, evaluate=False)
         assert said in Page(out).text and 'network.onnx' in Page(out).text
     with pytest.raises(UserError, match='a report needs at least one run'):
         page.write([export], out)
