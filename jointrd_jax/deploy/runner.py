@@ -121,7 +121,9 @@ LOADERS = {
 
 def environment() -> dict[str, str]:
     """Variables for the process: this package is found there, and the last line of an error is its reason."""
-    paths = [str(Path(jointrd_jax.__file__).parent.parent), os.environ.get('PYTHONPATH')]
+    checkout = Path(jointrd_jax.__file__).parent.parent
+    installed = checkout.name in ('site-packages', 'dist-packages')  # found anyway; not before Python's own
+    paths = [None if installed else str(checkout), os.environ.get('PYTHONPATH')]
     return {
         **os.environ,
         'PYTHONPATH': os.pathsep.join(filter(None, paths)),
