@@ -1,7 +1,8 @@
 """The kinds of files that a network is deployed as, and how they are made of its folded graph.
 
 A new kind is a row of `KINDS` and a line of `made`; its loader is in `runner.LOADERS` (by the ending of the file), the
-code that a reader of the model card needs in `card.FEED`.
+code that a reader of the model card needs in `card.FEED`. One that is not made of the graph is written by
+`export.ExportJob.write`.
 """
 
 from collections.abc import Callable, Collection, Iterator
