@@ -52,11 +52,8 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
                 'set dataset.data_dir to a folder of all images'
             )
         evaluated = in_fold(settings.fold, len(train))
-        name, train, evaluation = (
-            name_of_split(name, 'fold', settings.fold),
-            part(train, ~evaluated),
-            part(train, evaluated),
-        )
+        name = name_of_split(name, 'fold', settings.fold)
+        train, evaluation = part(train, ~evaluated), part(train, evaluated)
     elif settings.validation_size:
         evaluation = None
     elif evaluation is None:
