@@ -83,7 +83,6 @@ def test_the_model_card_can_be_followed(artifact, run, monkeypatch):
     text = (out / 'README.md').read_text()
     assert f'{record["checkpoint_top1"]:.2f} %' in text
     monkeypatch.chdir(out)
-    monkeypatch.setattr(sys, 'path', [path for path in sys.path if path not in ('', '.')])
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     mean, std = record['data']['mean'], record['data']['std']
     wanted = jax.jit(run[1].apply)(run[2], ((pixels / 255 - mean) / std).astype(np.float32)).logits
