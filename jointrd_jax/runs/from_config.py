@@ -13,6 +13,7 @@ from jointrd_jax.config import TRAINS_RESNET, has_bottlenecks
 from jointrd_jax.errors import UserError
 from jointrd_jax.method import joint
 from jointrd_jax.method.architectures import STAGE_SIZES
+from jointrd_jax.method.clipping import clip_by_global_norm
 from jointrd_jax.method.joint import Method
 from jointrd_jax.method.layers import tailored_slope
 from jointrd_jax.method.networks import Network, grouped_hidden
@@ -156,7 +157,7 @@ def optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> optax.Gr
     """SGD with Nesterov's momentum and L2 added to the gradient, as PyTorch's; optional clipping comes first."""
     settings = config.optimizer
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
         optax.add_decayed_weights(settings.weight_decay, mask=decayed),
         optax.sgd(schedule, momentum=settings.momentum or None, nesterov=True),
     )

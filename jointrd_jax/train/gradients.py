@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from jax.sharding import PartitionSpec as P
 
 from jointrd_jax.data import Dataset
 from jointrd_jax.method import joint
+from jointrd_jax.method.clipping import global_norm
 from jointrd_jax.method.interface import required
 from jointrd_jax.method.joint import STUDENT, TEACHER, Method, Networks, TeacherView
 from jointrd_jax.train.step import AXIS, TrainState, replicated
@@ -62,6 +62,12 @@ def by_origin(
     return gradients
 
 
+def unit(gradient: Tree) -> list[jax.Array]:
+    """The leaves of `gradient` divided by its norm (at least 1e-30), so that their products do not overflow."""
+    norm = jnp.maximum(global_norm(gradient), 1e-30)
+    return [leaf / norm for leaf in jax.tree.leaves(gradient)]
+
+
 def mixture(gradients: dict[str, Tree]) -> dict[str, jax.Array]:
     """Per stage, as 'gradient/STAGE/...': the norm by origin; with two origins also the teacher's share of the
     sum of both norms, and the cosine of the angle between the two gradients."""
@@ -69,14 +75,13 @@ def mixture(gradients: dict[str, Tree]) -> dict[str, jax.Array]:
     student = stages(gradients[STUDENT])
     teacher = stages(gradients[TEACHER]) if TEACHER in gradients else {}
     for stage, own in student.items():
-        norm = optax.tree.norm(own)
+        norm = global_norm(own)
         found[f'gradient/{stage}/{STUDENT}'] = norm
         if teacher:
-            other = optax.tree.norm(teacher[stage])
-            dot = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(teacher[stage])))
+            other = global_norm(teacher[stage])
             found[f'gradient/{stage}/{TEACHER}'] = other
             found[f'gradient/{stage}/share'] = other / jnp.maximum(norm + other, 1e-30)
-            found[f'gradient/{stage}/cosine'] = dot / jnp.maximum(norm * other, 1e-30)
+            found[f'gradient/{stage}/cosine'] = sum(map(jnp.vdot, unit(own), unit(teacher[stage])))
     return found
 
 

@@ -16,6 +16,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jointrd_jax.method import joint, layers, losses
+from jointrd_jax.method.clipping import global_norm
 from jointrd_jax.method.interface import Outputs, StagedNetwork, Variables, required
 from jointrd_jax.method.joint import STUDENT, Method, Networks, TeacherView
 from jointrd_jax.method.networks import Connectors, Network
@@ -289,7 +290,7 @@ def make_device_step(
         grads, batch_stats, student_terms = jax.lax.pmean((grads, batch_stats, student_terms), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         same_epoch = (state.step % steps_per_epoch != 0).astype(jnp.float32)
-        terms |= {**student_terms, GRADIENT_NORM: optax.tree.norm(grads)}
+        terms |= {**student_terms, GRADIENT_NORM: global_norm(grads)}
         params: Tree = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
         student = {'params': params[STUDENT], 'batch_stats': batch_stats[STUDENT]}
         return state.replace(
