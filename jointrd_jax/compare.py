@@ -29,10 +29,11 @@ ROADS = {
     **{name: {'model.reparam': name} for name in REPARAMS if name != 'none'},
     **{name: {'model.activation': name} for name in (*ACTIVATIONS, 'tailored') if name != 'relu'},
     'identity': {'model.init': 'identity'},
+    'fading': {'model.shortcuts': 'fading'},
 }
 TOP1 = ('last_top1', 'best_top1')
 DEFAULT = ('resnet', 'plain', 'plain+dirac', 'jointrd', 'jointrd+dirac')
-STANDARD = {'model.reparam': 'none', 'model.activation': 'relu', 'model.init': 'random'}
+STANDARD = {'model.reparam': 'none', 'model.activation': 'relu', 'model.init': 'random', 'model.shortcuts': 'none'}
 # What a comparison sets itself in every run, and by which flag.
 SET_BY = {
     'procedure': '--procedures',
@@ -95,6 +96,10 @@ def cell_config(
         if roads:
             raise UserError(f'procedures={name}: {procedure} trains a ResNet, which has no road ({", ".join(roads)})')
         fields = dict(STANDARD)
+        if (
+            config.model.shortcuts not in ROADS
+        ):  # what a ResNet does not read, but its finished runs have in their config
+            del fields['model.shortcuts']
     else:
         for field, standard in STANDARD.items():
             value = config[field]

@@ -8,9 +8,9 @@ some step is a result too: the table says so, and the others go on. Writes DIR/c
 picture of the learning curves, DIR/compare.png; with --report also DIR/report.html (see `report`).
 
 A name says how its student is made: `plain+dirac`, `jointrd+branches` (config.model.reparam), `plain+leaky`, `+prelu`,
-`+tailored`, `+annealed` (config.model.activation), `+identity` (config.model.init), or one of each kind:
-`jointrd+identity+prelu`. A recipe that has one of them (configs/imagenet.py: dirac) is refused where the name says
-otherwise: name `jointrd+dirac`, or give --config.model.reparam=none.
+`+tailored`, `+annealed` (config.model.activation), `+identity` (config.model.init), `+fading` (config.model.shortcuts),
+or one of each kind: `jointrd+identity+prelu`. A recipe that has one of them (configs/imagenet.py: dirac) is refused
+where the name says otherwise: name `jointrd+dirac`, or give --config.model.reparam=none.
 
 Every row has its difference to the ResNet of the same seed on the same images, with a 95 % interval (bootstrap over
 images and seeds); where that holds 0, the two cannot be told apart. --folds 5 deals all images of the dataset (digits,

@@ -135,7 +135,8 @@ FIELDS: dict[str, Field] = {
         'none',
         f'{" | ".join(SHORTCUTS)}, or one per block, comma-separated',
         shortcut_choice,
-        'of the student; projection: those of the first block of stages 2-4 (the authors\' "plain"); a ResNet has all',
+        'of the student; projection: those of the first block of stages 2-4 (the authors\' "plain"); fading: all, '
+        'times a weight that falls from 1 to 0 in training: none in the end; a ResNet has all',
     ),
     'model.groups': Field(1, *at_least(1, MAX_CHANNELS), "of a bottleneck's 3x3 convolution: 32 in a resnext50_32x4d"),
     'model.width_per_group': Field(
@@ -161,7 +162,10 @@ FIELDS: dict[str, Field] = {
         'instead of model.slope: in a network of L layers the slope is 1 - slope_layers / L, and 0 in one of fewer '
         'layers than these; 0: it is model.slope at any depth',
     ),
-    'model.anneal_fraction': Field(0.75, *FRACTION, 'annealed: share of the run in which the slope falls (a cosine)'),
+    'model.anneal_fraction': Field(
+        0.75, *FRACTION,
+        "share of the run in which the slope of annealed, and the weight of fading shortcuts, falls to 0 (a cosine)",
+    ),
     'model.init': Field(
         'random', *one_of('random', 'identity', 'teacher'),
         "how the student's weights start; identity: each convolution of a block near the one that changes nothing; "

@@ -53,7 +53,7 @@ def config_of(network: Network, dataset: str, data_dir: str = '', side: int | No
         if grouped_hidden(sizes, network.width, network.groups, per_group) == tuple(network.hidden):
             model.width_per_group, model.hidden = per_group, ()
     model.reparam, model.activation, model.slope = network.reparam, network.activation, network.slope
-    model.shortcuts = network.shortcuts if isinstance(network.shortcuts, str) else ','.join(network.shortcuts)
+    model.shortcuts = network.shortcut_choices
     return config
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jointrd_jax.deploy.graph import INPUT, OUTPUT, Graph, Node, with_first
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.layers import BatchNorm, dirac_delta
+from jointrd_jax.method.layers import FADING, BatchNorm, dirac_delta
 from jointrd_jax.method.networks import Network, Variables
 from jointrd_jax.runs.torch_names import torch_module
 
@@ -51,6 +51,23 @@ def fold_conv(variables: Variables, place: str, conv: str, norm: str, groups: in
     return kernel, bias
 
 
+def fold_shortcut(variables: Variables, place: str, kind: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Kernel [1, 1, in, out] and bias [out] of a block's shortcut, in float64; None where it has none (any more).
+
+    `kind` is that of `Network.block_shortcuts`. A shortcut that fades is multiplied by what is left of its weight.
+    """
+    fading = variables['batch_stats'][place].get('fading')
+    weight = float(fading[FADING]) if fading else 1.0
+    if kind == 'none' or not weight:
+        return None
+    if kind == 'projection':
+        kernel, bias = fold_conv(variables, place, 'shortcut_conv', 'shortcut_bn')
+    else:
+        channels = variables['params'][place]['conv1']['kernel'].shape[2]
+        kernel, bias = dirac_delta((1, 1, channels, channels)), np.zeros(channels)
+    return weight * kernel, weight * bias
+
+
 def fold(network: Network, variables: Variables, image_shape: tuple[int, int, int]) -> Graph:
     """The graph that computes `network.apply(variables, images).logits` for images of `image_shape`.
 
@@ -63,11 +80,15 @@ def fold(network: Network, variables: Variables, image_shape: tuple[int, int, in
         return output
 
     def conv(x: str, place: str, layer: str, norm: str, stride: int, groups: int = 1) -> str:
-        kernel, bias = (a.astype(np.float32) for a in fold_conv(variables, place, layer, norm, groups))
-        name = torch_module((place, layer), 'torchvision')
+        return convolution(x, place, layer, *fold_conv(variables, place, layer, norm, groups), stride, groups)
+
+    def convolution(
+        x: str, place: str, layer: str, kernel: np.ndarray, bias: np.ndarray, stride: int, groups: int = 1
+    ) -> str:
         return emit(
-            'conv', x, output=name, kernel=kernel, bias=bias, size=kernel.shape[0], stride=stride, groups=groups
-        )
+            'conv', x, output=torch_module((place, layer), 'torchvision'), kernel=kernel.astype(np.float32),
+            bias=bias.astype(np.float32), size=kernel.shape[0], stride=stride, groups=groups,
+        )  # fmt: skip
 
     def relu(x: str) -> str:
         return emit('relu', x, output=f'{x}.relu')
@@ -104,9 +125,10 @@ def fold(network: Network, variables: Variables, image_shape: tuple[int, int, in
             if i > 1:
                 h = activation(h, block, i)
             h = conv(h, place, f'conv{i}', f'bn{i}', layer_stride, layer_groups)
-        if shortcut == 'projection':
-            x = conv(x, place, 'shortcut_conv', 'shortcut_bn', stride)
-        x = h if shortcut == 'none' else emit('add', h, x, output=f'{h.rpartition(".")[0]}.add')
+        beside = fold_shortcut(variables, place, shortcut)
+        if beside and (shortcut == 'projection' or network.block_fades()[block]):
+            x = convolution(x, place, 'shortcut_conv', *beside, stride)
+        x = emit('add', h, x, output=f'{h.rpartition(".")[0]}.add') if beside else h
     head = {k: np.asarray(a, np.float32) for k, a in variables['params']['head'].items()}
     pooled = emit('average_pool', relu(x), output='avgpool')
     emit('dense', pooled, output=OUTPUT, kernel=head['kernel'], bias=head['bias'])

@@ -13,7 +13,7 @@ by the identity kernel as the projection takes it. The price is width inside the
 
 import numpy as np
 
-from jointrd_jax.deploy.fold import fold_conv
+from jointrd_jax.deploy.fold import fold_conv, fold_shortcut
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.layers import BatchNorm, dirac_delta
 from jointrd_jax.method.networks import Network, Variables
@@ -43,7 +43,8 @@ def without_shortcuts(network: Network, variables: Variables) -> tuple[Network, 
     for place, kind in zip(network.block_names, kinds):
         layers = 3 if network.bottleneck else 2
         folded = [fold_conv(variables, place, f'conv{i}', f'bn{i}') for i in range(1, layers + 1)]
-        reserved = 0 if kind == 'none' else folded[0][0].shape[2]
+        shortcut = fold_shortcut(variables, place, kind)
+        reserved = folded[0][0].shape[2] if shortcut else 0
         kernels, biases = [kernel for kernel, _ in folded], [bias for _, bias in folded]
         for i, kernel in enumerate(kernels[:-1]):
             size, inputs, outputs = kernel.shape[0], kernel.shape[2], kernel.shape[3]
@@ -54,16 +55,12 @@ def without_shortcuts(network: Network, variables: Variables) -> tuple[Network, 
                 kernels[i] = np.zeros((size, size, inputs + reserved, outputs + reserved))
                 kernels[i][:, :, :inputs, :outputs], kernels[i][:, :, inputs:, outputs:] = kernel, copied
             biases[i] = np.concatenate([biases[i], np.zeros(reserved)])
-        if kind == 'identity':
-            merged = dirac_delta((*kernels[-1].shape[:2], reserved, reserved))
-        elif kind == 'projection':
-            projection, bias = fold_conv(variables, place, 'shortcut_conv', 'shortcut_bn')
-            merged = np.zeros((*kernels[-1].shape[:2], *projection.shape[2:]))
+        if shortcut:
+            kernel, bias = shortcut
+            merged = np.zeros((*kernels[-1].shape[:2], *kernel.shape[2:]))
             centre = kernels[-1].shape[0] // 2
-            merged[centre, centre] = projection[0, 0]
-            biases[-1] = biases[-1] + bias
-        if reserved:
-            kernels[-1] = np.concatenate([kernels[-1], merged], 2)
+            merged[centre, centre] = kernel[0, 0]
+            kernels[-1], biases[-1] = np.concatenate([kernels[-1], merged], 2), biases[-1] + bias
         hidden.append(kernels[0].shape[3])
         params[place], batch_stats[place] = {}, {}
         for i, (kernel, bias) in enumerate(zip(kernels, biases), 1):

@@ -3,7 +3,7 @@
 Nothing is imported here, so that a command line or a config is checked without waiting for JAX.
 """
 
-SHORTCUTS = ('all', 'projection', 'none')
+SHORTCUTS = ('all', 'projection', 'fading', 'none')
 STEMS = ('cifar', 'imagenet', 'pool_first')
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # the CIFAR family of He et al.: three stages, width 16
 STAGE_SIZES = {

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jointrd_jax.method.interface import AnyArray
 
 Vector = Float[AnyArray, ' C']  # one number for each channel
+SLOPE, FADING = 'slope', 'weight'  # in the running statistics: of annealed activations, and of shortcuts that fade
 TAILORED_ETA = 0.9  # as Zhang et al. chose it for every depth
 
 kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -234,7 +235,7 @@ class Activation(nn.Module):
     """A rectifier: x where x > 0, slope * x elsewhere.
 
     The slope is 0 ('relu'), the constant `slope` ('leaky'), learnt per channel from `slope` on ('prelu'; He et al.,
-    ICCV 2015), or a number that starts at `slope` and that training lets fall to 0 ('annealed', see `with_slope`):
+    ICCV 2015), or a number that starts at `slope` and that training lets fall to 0 ('annealed', see `annealed`):
     it is kept with the running statistics, so that what is evaluated, stored and exported has the slope of its step.
     What is exported of it is in deploy/fold.py and deploy/graph.py.
     """
@@ -250,15 +251,33 @@ class Activation(nn.Module):
         if self.kind == 'prelu':
             slope = self.param('slope', nn.initializers.constant(self.slope), (x.shape[-1],)).reshape(1, 1, 1, -1)
         elif self.kind == 'annealed':
-            slope = self.variable('batch_stats', 'slope', lambda: jnp.float32(self.slope)).value
+            slope = self.variable('batch_stats', SLOPE, lambda: jnp.float32(self.slope)).value
         return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
 
 
-def with_slope(batch_stats: Any, slope: jax.typing.ArrayLike) -> Any:
-    """The statistics of a network with the slope of every 'annealed' activation at `slope`."""
+class Fading(nn.Module):
+    """A shortcut times a weight that training lets fall from 1 to 0 (see `annealed`), where there is none any more.
+
+    Monti, Tootoonian & Cao, "Avoiding Degradation in Deep Feed-Forward Networks by Phasing Out Skip-Connections",
+    ICANN 2018, learn that weight; here a schedule sets it. As an annealed slope it is kept with the running statistics.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[AnyArray, 'B h w C']) -> Float[Array, 'B h w C']:
+        weight: Any = self.variable('batch_stats', FADING, lambda: jnp.float32(1)).value
+        return weight.astype(x.dtype) * x
+
+
+def is_annealed(path: tuple) -> bool:
+    """Whether the leaf at `path` of the running statistics is a number that a schedule sets."""
+    return path[-1].key in (SLOPE, FADING)
+
+
+def annealed(batch_stats: Any, values: dict[str, jax.Array]) -> Any:
+    """The statistics of a network with the numbers that schedules set at `values`, by name: `SLOPE`, `FADING`."""
 
     def leaf(path: tuple, value: AnyArray) -> AnyArray:
-        return jnp.asarray(slope, value.dtype) if path[-1].key == 'slope' else value
+        return jnp.asarray(values[path[-1].key], value.dtype) if path[-1].key in values else value
 
     return jax.tree_util.tree_map_with_path(leaf, batch_stats)
 

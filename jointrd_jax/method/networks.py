@@ -30,7 +30,16 @@ from jointrd_jax.method.architectures import (
     STEMS,
 )
 from jointrd_jax.method.interface import AnyArray, Outputs, Variables
-from jointrd_jax.method.layers import Activation, BatchNorm, Conv, conv_norm, dirac_delta, torch_linear_init
+from jointrd_jax.method.layers import (
+    FADING,
+    Activation,
+    BatchNorm,
+    Conv,
+    Fading,
+    conv_norm,
+    dirac_delta,
+    torch_linear_init,
+)
 from jointrd_jax.method.pooling import pool
 from jointrd_jax.system.runtime import jit_once
 
@@ -53,6 +62,7 @@ class Block(nn.Module):
     stride: int
     bottleneck: bool
     shortcut: str  # 'identity' | 'projection' | 'none'
+    fades: bool  # whether the shortcut's weight falls to 0 in training
     reparam: str
     activation: str
     slope: float
@@ -89,6 +99,8 @@ class Block(nn.Module):
                     h += norm(features, f'bn{i}_identity')(entering, train)
         if self.shortcut == 'projection':
             x = conv(x, outputs, 1, self.stride, 'shortcut_conv', 'shortcut_bn')
+        if self.fades:
+            x = Fading(name='fading')(x)
         return h if self.shortcut == 'none' else h + x
 
 
@@ -118,13 +130,13 @@ class Stem(nn.Module):
 
 
 class Network(nn.Module):
-    """ResNet, plain CNN or hybrid, by `shortcuts` ('all' | 'projection' | 'none', or one per block).
+    """ResNet, plain CNN or hybrid, by `shortcuts` ('all' | 'projection' | 'fading' | 'none', or one per block).
 
     'projection' keeps only the 1x1 projection of the first block of stages 2 and later (the JointRD
-    authors' student). `reparam` ('none' | 'dirac' | 'branches') parametrises every convolution but the stem's,
-    `activation` ('relu' | 'leaky' | 'prelu' | 'annealed', see `layers.Activation`) with its `slope` is that of every
-    block; each of these, and the `groups` of the 3x3 convolutions of bottlenecks, may be given per block. The rectifier
-    before the pooling is a ReLU always.
+    authors' student); 'fading' has all while their weight falls to 0 in training. `reparam` ('none' | 'dirac' |
+    'branches') parametrises every convolution but the stem's, `activation` ('relu' | 'leaky' | 'prelu' | 'annealed',
+    see `layers.Activation`) with its `slope` is that of every block; each of these, and the `groups` of the 3x3
+    convolutions of bottlenecks, may be given per block. The rectifier before the pooling is a ReLU always.
     `hidden`, one per block, sets the channels inside each block where they are not the stage's own.
     `axis_name`, when set, makes BatchNorm statistics global over that mapped axis. With `remat` the backward
     pass computes each block anew from its input instead of keeping what lies inside it.
@@ -187,18 +199,34 @@ class Network(nn.Module):
         return tuple(choice)
 
     def block_shortcuts(self) -> tuple[str, ...]:
-        """What each block's shortcut is: 'identity', 'projection' or 'none'."""
+        """What each block's shortcut is: 'identity', 'projection' or 'none'; one that fades, as it begins."""
         starts = (0, *self.stage_ends[:-1])
         kinds = []
         for block, choice in enumerate(self.per_block(self.shortcuts)):
             if choice not in SHORTCUTS:
                 raise choice_error('shortcuts', choice, SHORTCUTS)
             changes_shape = block in starts and (block > 0 or self.bottleneck)
-            if choice == 'all':
+            if choice in ('all', 'fading'):
                 kinds.append('projection' if changes_shape else 'identity')
             else:
                 kinds.append('projection' if choice == 'projection' and block in starts[1:] else 'none')
         return tuple(kinds)
+
+    @property
+    def shortcut_choices(self) -> str:
+        """`shortcuts` as config.model.shortcuts takes it."""
+        return self.shortcuts if isinstance(self.shortcuts, str) else ','.join(self.shortcuts)
+
+    def block_fades(self) -> tuple[bool, ...]:
+        """Whether each block has a shortcut that fades."""
+        return tuple(choice == 'fading' for choice in self.per_block(self.shortcuts))
+
+    def faded(self) -> 'Network':
+        """This network without the shortcuts that fade."""
+        if not any(self.block_fades()):
+            return self
+        kept = tuple('none' if choice == 'fading' else choice for choice in self.per_block(self.shortcuts))
+        return self.clone(shortcuts='none' if set(kept) == {'none'} else kept)
 
     def block_hidden(self) -> tuple[int, ...]:
         """Channels between each block's convolutions."""
@@ -228,7 +256,7 @@ class Network(nn.Module):
         choices = list(
             zip(*(self.per_block(getattr(self, name)) for name in ('reparam', 'activation', 'slope', 'groups')))
         )
-        shortcuts, hidden = self.block_shortcuts(), self.block_hidden()
+        shortcuts, fades, hidden = self.block_shortcuts(), self.block_fades(), self.block_hidden()
         block_class: Any = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 is `train`
         for block, (name, stage) in enumerate(zip(self.block_names, stages)):
             opens_stage = block in self.stage_ends
@@ -238,6 +266,7 @@ class Network(nn.Module):
                 2 if opens_stage else 1,
                 self.bottleneck,
                 shortcuts[block],
+                fades[block],
                 *choices[block],
                 self.dtype,
                 self.axis_name,
@@ -329,6 +358,22 @@ class Connectors(nn.Module):
             f = Conv(f.shape[-1], 1, dtype=self.dtype, name=f'{path}_conv')(f)
             outputs[path] = BatchNorm(f.shape[-1], self.dtype, self.axis_name, name=f'{path}_bn')(f, train)
         return outputs
+
+
+def without_faded(network: Network, variables: Variables) -> tuple[Network, Variables]:
+    """The network as it is deployed: without the shortcuts that fade, where their weight is 0."""
+    fading = [name for name, fades in zip(network.block_names, network.block_fades()) if fades]
+    if not fading or any(float(variables['batch_stats'][name]['fading'][FADING]) for name in fading):
+        return network, variables
+    shortcut = ('fading', 'shortcut_conv', 'shortcut_bn')
+    kept = {
+        collection: {
+            name: {layer: leaves for layer, leaves in layers.items() if layer not in shortcut or name not in fading}
+            for name, layers in tree.items()
+        }
+        for collection, tree in variables.items()
+    }
+    return network.faded(), kept
 
 
 def hybrid(student: Network, teacher: Network, block: int) -> Network:

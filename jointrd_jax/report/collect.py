@@ -306,7 +306,9 @@ def variants(records: list[Record]) -> list[Variant]:
         name = config['procedure']
         if name not in config_lib.TRAINS_RESNET:
             name += ''.join(f'+{config[field]}' for field in IN_NAME if config[field] != usual[field])
-        shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field not in IN_NAME]
+            name += '+fading' * (config['model.shortcuts'] == 'fading')
+        told = (*IN_NAME, *['model.shortcuts'] * name.endswith('+fading'))
+        shown = [f'{field.split(".")[-1]}={show(config[field])}' for field in fields if field not in told]
         if len(seen) > 1 and variant.images[0]:
             shown.append(f'on {variant.images[0]}')
         named.append(variant._replace(name=' '.join([name, *shown])))

@@ -198,7 +198,7 @@ def network_in_words(config: dict[str, Any]) -> str:
     full = config_lib.default()
     full.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
     network = from_config.student(full, 1)
-    kinds = set(network.block_shortcuts())
+    kinds = set(network.faded().block_shortcuts())
     if kinds == {'none'}:
         kept = 'without a single shortcut'
     elif 'none' not in kinds:

@@ -15,7 +15,7 @@ from jointrd_jax.method import joint
 from jointrd_jax.method.architectures import STAGE_SIZES
 from jointrd_jax.method.clipping import clip_by_global_norm
 from jointrd_jax.method.joint import Method
-from jointrd_jax.method.layers import tailored_slope
+from jointrd_jax.method.layers import FADING, SLOPE, tailored_slope
 from jointrd_jax.method.networks import Network, grouped_hidden
 
 
@@ -61,12 +61,16 @@ def slope(config: ml_collections.ConfigDict, network: Network) -> float:
     return config.model.slope or tailored_slope(network.rectifiers)
 
 
-def annealed_slope(config: ml_collections.ConfigDict, network: Network, steps_per_epoch: int) -> Callable | None:
-    """step -> the slope of 'annealed' activations, falling to 0 over model.anneal_fraction; None for other networks."""
-    if network.activation != 'annealed' or isinstance(network.slope, tuple):
-        return None
-    steps = round(config.model.anneal_fraction * config.epochs * steps_per_epoch)
-    return optax.cosine_decay_schedule(network.slope, max(steps, 1))
+def annealed(config: ml_collections.ConfigDict, network: Network, steps_per_epoch: int) -> Callable | None:
+    """step -> the numbers of `layers.annealed`, which fall to 0 over model.anneal_fraction; None without any."""
+    start = {}
+    if network.activation == 'annealed' and not isinstance(network.slope, tuple):
+        start[SLOPE] = network.slope
+    if any(network.block_fades()):
+        start[FADING] = 1.0
+    steps = max(round(config.model.anneal_fraction * config.epochs * steps_per_epoch), 1)
+    schedules = {name: optax.cosine_decay_schedule(value, steps) for name, value in start.items()}
+    return (lambda step: {name: schedule(step) for name, schedule in schedules.items()}) if schedules else None
 
 
 def tap_sets(config: ml_collections.ConfigDict, network: Network) -> tuple[tuple[int, ...], ...]:
@@ -124,7 +128,7 @@ def mixing_weight(config: ml_collections.ConfigDict) -> Callable[[jax.typing.Arr
 def peak_rate(config: ml_collections.ConfigDict, network: Network) -> float:
     """The highest learning rate of a run: lower for a deep network without shortcuts, if the config asks for it."""
     layers, rate = config.optimizer.rate_layers, config.optimizer.learning_rate
-    if not layers or set(network.block_shortcuts()) != {'none'}:
+    if not layers or set(network.faded().block_shortcuts()) != {'none'}:
         return rate
     return rate * min(1.0, layers / network.depth)
 

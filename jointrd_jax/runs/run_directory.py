@@ -24,7 +24,7 @@ import numpy as np
 from jointrd_jax import config as config_lib
 from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import Network, Variables
+from jointrd_jax.method.networks import Network, Variables, without_faded
 from jointrd_jax.runs import from_config, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.runs.summary import SUMMARY, Summary
@@ -40,8 +40,8 @@ class Run(NamedTuple):
 
     Attributes:
       path: the run directory.
-      config: of the run.
-      network: its student (for procedure resnet, the ResNet).
+      config: of the run; its model.shortcuts are those that are left.
+      network: its student (for procedure resnet, the ResNet), without the shortcuts that have faded.
       variables: {'params', 'batch_stats'}, host arrays.
       data: what the network was trained on.
       summary: of the finished run, or None.
@@ -193,7 +193,10 @@ def load(path: str | Path, which: str = 'last') -> Run:
             f'the weights of step {step} in {path} are not those that its {SUMMARY} records (student_digest); '
             'the checkpoint or the summary was replaced'
         )
-    return Run(path, config, network, variables, data, summary)
+    deployed, variables = without_faded(network, variables)
+    if deployed is not network:
+        config.model.shortcuts = deployed.shortcut_choices
+    return Run(path, config, deployed, variables, data, summary)
 
 
 def save(

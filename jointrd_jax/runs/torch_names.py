@@ -4,7 +4,7 @@ Two naming schemes share everything but the prefix of stem and stages: torchvisi
 `bn1`, `layer1.0.conv1`, ...) and the JointRD authors' (`conv1.0`, `conv1.1`, `layers.0.0.conv1`, ...).
 Kernels are OIHW there and HWIO here; the classifier is transposed. Dirac's `alpha` and `beta` keep
 their names beside the convolution's `weight`; a PReLU's slope is its `weight`, as in torch.nn.PReLU. Other
-parts of our blocks (`conv1_1x1`, `bn1_identity`, `act1`) keep their names.
+parts of our blocks (`conv1_1x1`, `bn1_identity`, `act1`, `fading`) keep their names.
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ CONV = {'kernel': 'weight', 'alpha': 'alpha', 'beta': 'beta'}
 NORM = {'scale': 'weight', 'bias': 'bias'}
 NORM_STATS = {'mean': 'running_mean', 'var': 'running_var'}
 ACTIVATION = {'params': {'slope': 'weight'}, 'batch_stats': {'slope': 'slope'}}
+FADED = {'weight': 'weight'}
 HEAD = {'kernel': 'weight', 'bias': 'bias'}
 
 
@@ -61,6 +62,8 @@ def names(variables: Variables, scheme: Scheme = 'torchvision') -> Iterator[tupl
             for layer, leaves in layers.items():
                 if layer.startswith('act'):
                     table = ACTIVATION[collection]
+                elif layer == 'fading':
+                    table = FADED
                 else:
                     table = NORM_STATS if collection == 'batch_stats' else CONV if 'conv' in layer else NORM
                 for leaf in leaves:

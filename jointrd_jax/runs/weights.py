@@ -104,7 +104,7 @@ def differences(found: Shapes, expected: Shapes) -> list[str]:
 
 def name_of(network: Network) -> str:
     """What to call a network in a message: 'ResNet-18, width 64, imagenet stem, 1000 classes'."""
-    families = {'all': 'ResNet', 'projection': 'projection', 'none': 'plain'}
+    families = {'all': 'ResNet', 'projection': 'projection', 'fading': 'fading', 'none': 'plain'}
     family = families.get(str(network.shortcuts), 'hybrid')  # a tuple of them: one per block
     return f'{family}-{network.depth}, width {network.width}, {network.stem_kind} stem, {network.num_classes} classes'
 

@@ -30,7 +30,7 @@ class Assembly:
       networks: the student, its teacher and its connectors.
       mixing_weight: epoch -> m(t).
       schedule: step -> learning rate.
-      slope: step -> that of annealed activations; None where there are none.
+      annealed: step -> the numbers that fall to 0 in training, by name; None where there are none.
       hybrids: the taps whose mixed paths are evaluated too.
     """
 
@@ -51,7 +51,7 @@ class Assembly:
         self.mixing_weight = from_config.mixing_weight(config)
         self.schedule = from_config.learning_rate(config, student, self.steps_per_epoch)
         self.optimizer = from_config.optimizer(config, self.schedule)
-        self.slope = from_config.annealed_slope(config, student, self.steps_per_epoch)
+        self.annealed = from_config.annealed(config, student, self.steps_per_epoch)
         self.ema_decay = config.ema.decay
         self.hybrids = method.taps if config.eval_hybrids else ()
 
@@ -65,7 +65,13 @@ class Assembly:
     def make_train_step(self, method: Method, mesh: jax.sharding.Mesh, steps: int = 1) -> Callable:
         """The program that takes `steps` steps on the loss `method`; see `step.make_train_step`."""
         device_step = step_lib.make_device_step(
-            self.networks, method, self.optimizer, self.steps_per_epoch, self.mixing_weight, self.slope, self.ema_decay
+            self.networks,
+            method,
+            self.optimizer,
+            self.steps_per_epoch,
+            self.mixing_weight,
+            self.annealed,
+            self.ema_decay,
         )
         return step_lib.make_train_step(self.dataset, device_step, mesh, steps)
 

@@ -16,16 +16,15 @@ def write(job: Job, position: Position) -> Summary:
     """Return the summary; the first process writes it as summary.json."""
     config, history = job.config, position.history
     network, last = job.student, history.last
-    shortcuts = network.shortcuts if isinstance(network.shortcuts, str) else ','.join(network.shortcuts)
     summary = Summary(
         procedure=config.procedure,
         dataset=job.dataset.name,
         eval_images=[job.dataset.name, job.dataset.eval_size],
-        model=f'{"resnet" if shortcuts == "all" else "plain"}{network.depth}',
+        model=f'{"resnet" if network.shortcuts == "all" else "plain"}{network.depth}',
         depth=network.depth,
         stage_sizes=list(network.stage_sizes),
         width=network.width,
-        shortcuts=shortcuts,
+        shortcuts=network.shortcut_choices,
         reparam=config.model.reparam if network.reparam != 'none' else 'none',
         activation=config.model.activation if network.activation != 'relu' else 'relu',
         slope=list(network.slope) if isinstance(network.slope, tuple) else network.slope,

@@ -239,12 +239,12 @@ def with_items(template: TrainState, items: dict[str, Any]) -> TrainState:
 def averaged(average: Variables, student: Variables, step: jax.Array, decay: float) -> Variables:
     """The exponential moving average after one more step; over the first steps it is shorter.
 
-    The slope of annealed activations, which a schedule sets, is copied, not averaged.
+    The numbers that a schedule sets are copied, not averaged.
     """
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
 
     def leaf(path: tuple, old: jax.Array, new: jax.Array) -> jax.Array:
-        is_scheduled = path[0].key == 'batch_stats' and path[-1].key == 'slope'
+        is_scheduled = path[0].key == 'batch_stats' and layers.is_annealed(path)
         return new if is_scheduled else keep * old + (1 - keep) * new
 
     return jax.tree_util.tree_map_with_path(leaf, average, student)
@@ -256,20 +256,21 @@ def make_device_step(
     optimizer: optax.GradientTransformation,
     steps_per_epoch: int,
     mixing_weight: Callable[[jax.Array], jax.Array],
-    slope: Callable[[jax.Array], jax.Array] | None = None,
+    annealed: Callable[[jax.Array], dict[str, jax.Array]] | None = None,
     ema_decay: float = 0.0,
 ) -> Callable:
     """(state, frozen teacher or None, images, labels) -> state: one step on one device's share of the batch.
 
-    `mixing_weight` takes the epoch; `slope` takes the step and gives the slope of the student's annealed activations.
+    `mixing_weight` takes the epoch; `annealed` takes the step and gives the numbers of the student that a schedule
+    sets (see `layers.annealed`).
     `ema_decay` is that of the student's average, where the state has one. The sums of the terms start anew each epoch.
     """
 
     def device_step(state: TrainState, frozen: TeacherView | None, images: jax.Array, labels: jax.Array) -> TrainState:
         terms, teacher = {}, frozen
-        if slope:
-            annealed = layers.with_slope(state.batch_stats[STUDENT], slope(state.step))
-            state = state.replace(batch_stats={**state.batch_stats, STUDENT: annealed})
+        if annealed:
+            student_stats = layers.annealed(state.batch_stats[STUDENT], annealed(state.step))
+            state = state.replace(batch_stats={**state.batch_stats, STUDENT: student_stats})
         if state.teacher:
             network = required(networks.teacher, 'a teacher')
             learned, outputs, terms[TEACHER_LOSS] = update_teacher(

@@ -92,7 +92,7 @@ def test_shortcut_kinds():
     )  # fmt: skip
     mixed = networks.Network(**sizes, shortcuts=('none', 'all', 'projection', 'none'))
     assert mixed.block_shortcuts() == ('none', 'identity', 'projection', 'none')
-    with pytest.raises(UserError, match='all, projection, none'):
+    with pytest.raises(UserError, match='all, projection, fading, none'):
         networks.Network(**sizes, shortcuts='some').block_shortcuts()
     with pytest.raises(UserError, match='3 per-block choices .* 4 blocks'):
         networks.Network(**sizes, shortcuts=('none',) * 3).block_shortcuts()

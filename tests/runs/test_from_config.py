@@ -7,6 +7,7 @@ import pytest
 from jointrd_jax import config as config_lib
 from jointrd_jax.errors import UserError
 from jointrd_jax.method import joint
+from jointrd_jax.method.interface import required
 from jointrd_jax.method.networks import parameter_count
 from jointrd_jax.runs import from_config
 from jointrd_jax.runs.torch_names import template
@@ -60,8 +61,15 @@ def test_the_slope_is_annealed_over_its_fraction_of_the_run():
     config = tiny_config(
         procedure='plain', epochs=100, model__activation='annealed', model__slope=0.8, model__anneal_fraction=0.5
     )
-    slope = from_config.annealed_slope(config, from_config.student(config, 10), 10)
-    np.testing.assert_allclose([slope(step) for step in (0, 250, 500, 1000)], [0.8, 0.4, 0, 0], atol=1e-6)
+    annealed = required(from_config.annealed(config, from_config.student(config, 10), 10), 'a schedule')
+    steps = (0, 250, 500, 1000)
+    np.testing.assert_allclose([annealed(step)['slope'] for step in steps], [0.8, 0.4, 0, 0], atol=1e-6)
+    config.model.shortcuts = 'fading'
+    annealed = required(from_config.annealed(config, from_config.student(config, 10), 10), 'a schedule')
+    assert [float(annealed(step)['weight']) for step in steps] == [1, 0.5, 0, 0]
+    assert [float(annealed(step)['slope']) for step in steps[2:]] == [0, 0]
+    config.model.shortcuts, config.model.activation, config.model.slope = 'none', 'prelu', 0.5
+    assert from_config.annealed(config, from_config.student(config, 10), 10) is None
 
 
 def test_deep_students_are_trained_at_a_lower_rate():
