@@ -103,6 +103,15 @@ def test_the_name_of_a_procedure_says_how_its_student_is_made(tmp_path):
     ):
         compare.plan(recipe, tmp_path, [0], ('plain',))
     recipe.model.init = 'random'
+    recipe.model.shortcuts = 'projection'
+    planned = compare.plan(recipe, tmp_path, [0], ('resnet', 'plain', 'jointrd+identity+fading'))
+    assert [run.config.model.shortcuts for run in planned] == ['projection', 'projection', 'fading']
+    recipe.model.shortcuts = 'fading'
+    with pytest.raises(UserError, match=r'shortcuts=fading is set, but the row plain is for networks.*plain\+fading'):
+        compare.plan(recipe, tmp_path, [0], ('plain',))
+    planned = compare.plan(recipe, tmp_path, [0], ('resnet', 'plain+fading'))
+    assert [run.config.model.shortcuts for run in planned] == ['none', 'fading']
+    recipe.model.shortcuts = 'none'
     for name, message in (('plain+dirac+branches', 'exclude each other'), ('plain+swish', 'tailored')):
         with pytest.raises(UserError, match=message):
             compare.plan(recipe, tmp_path, [0], (name,))

@@ -13,6 +13,7 @@ SHAPE = (16, 16, 3)
 NETWORKS = {
     'branches and prelu': dict(reparam='branches', activation='prelu', slope=0.9),
     'dirac and leaky': dict(reparam='dirac', activation='leaky', slope=0.6),
+    'fading and prelu': dict(shortcuts='fading', activation='prelu', slope=0.5),
     'groups and annealed': dict(bottleneck=True, groups=2, activation='annealed', slope=0.5),
 }
 FORMATS = {
@@ -25,7 +26,7 @@ FORMATS = {
 @pytest.mark.parametrize('form', FORMATS)
 @pytest.mark.parametrize('road', NETWORKS)
 def test_what_is_exported_computes_the_folded_network(road, form, tmp_path):
-    network = Network((1, 2), width=4, num_classes=5, stem_kind='cifar', shortcuts='none', **NETWORKS[road])
+    network = Network((1, 2), width=4, num_classes=5, stem_kind='cifar', **{'shortcuts': 'none', **NETWORKS[road]})
     made = folding.fold(network, randomised(network, SHAPE), SHAPE)
     write, load = FORMATS[form]
     (tmp_path / 'network').write_bytes(write(made))
@@ -34,9 +35,9 @@ def test_what_is_exported_computes_the_folded_network(road, form, tmp_path):
     assert relative_difference(found, np.asarray(graph.apply(made, images))) < 2e-6
 
 
-@pytest.mark.parametrize('activation', ACTIVATIONS)
-def test_a_weight_file_holds_every_activation(activation, tmp_path):
-    network = Network((1, 1), width=4, num_classes=5, stem_kind='cifar', activation=activation, slope=0.5)
+@pytest.mark.parametrize('shortcuts, activation', [*(('all', name) for name in ACTIVATIONS), ('fading', 'prelu')])
+def test_a_weight_file_holds_every_activation_and_shortcuts_that_have_not_faded(shortcuts, activation, tmp_path):
+    network = Network((1, 1), False, 4, 5, 'cifar', shortcuts, activation=activation, slope=0.5)
     variables = randomised(network, SHAPE)
     weights.save(tmp_path / 'network.safetensors', network, variables)
     found, read, *_ = weights.load(tmp_path / 'network.safetensors')

@@ -276,10 +276,10 @@ def test_variants_are_named_by_what_differs():
     found = collect.variants(
         [record('jointrd', seed, mix__eta=eta) for seed in (0, 1) for eta in (0.0, 0.5)]
         + [record('resnet', mix__eta=0.1, model__shortcuts='projection'), record('resnet', mix__eta=0.5)]
-        + [record('plain', model__reparam='dirac'), record('plain')]
+        + [record('plain', model__reparam='dirac'), record('plain'), record('plain', model__shortcuts='fading')]
     )
     assert [(v.name, len(v.runs)) for v in found] == [
-        ('resnet', 1), ('plain', 1), ('plain+dirac', 1), ('jointrd', 2), ('jointrd eta=0', 2),
+        ('resnet', 1), ('plain', 1), ('plain+dirac', 1), ('plain+fading', 1), ('jointrd', 2), ('jointrd eta=0', 2),
     ]  # fmt: skip
 
 

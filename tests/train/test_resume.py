@@ -24,6 +24,7 @@ PROCEDURES = {
         'model__reparam': 'dirac',
         'model__activation': 'annealed',
         'model__slope': 0.5,
+        'model__shortcuts': 'fading',
         'ema__decay': 0.9,
     },
     'jointrd_scratch': {'distill__weight': 1e-3, 'eval_hybrids': True, 'mix__eta': 0.0, 'mix__fraction': 0.5},
