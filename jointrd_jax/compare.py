@@ -95,11 +95,8 @@ def cell_config(
     if procedure in config_lib.TRAINS_RESNET:
         if roads:
             raise UserError(f'procedures={name}: {procedure} trains a ResNet, which has no road ({", ".join(roads)})')
-        fields = dict(STANDARD)
-        if (
-            config.model.shortcuts not in ROADS
-        ):  # what a ResNet does not read, but its finished runs have in their config
-            del fields['model.shortcuts']
+        # Of shortcuts only a road is taken away: what else a recipe says of them stands in finished ResNets' configs.
+        fields = {f: v for f, v in STANDARD.items() if f != 'model.shortcuts' or config.model.shortcuts in ROADS}
     else:
         for field, standard in STANDARD.items():
             value = config[field]
