@@ -64,7 +64,7 @@ def test_every_field_is_set_by_a_test():
     [
         (dict(procedure='jointd'), r"config.procedure='jointd'.*resnet \| plain \| jointrd"),
         (dict(model__depth=35), r'config.model.depth=35.*18 \| 34 \| 50'),
-        (dict(model__shortcuts='some'), r"config.model.shortcuts='some'.*all \| projection \| none"),
+        (dict(model__shortcuts='some'), r"config.model.shortcuts='some'.*all \| projection \| fading \| none"),
         (dict(optimizer__schedule='linear'), r'cosine \| step \| constant'),
         (dict(batch_size=0), 'config.batch_size=0.*>= 1'),
         (dict(batch_size=-8), 'config.batch_size=-8'),
