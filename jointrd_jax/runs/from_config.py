@@ -68,7 +68,8 @@ def annealed(config: ml_collections.ConfigDict, network: Network, steps_per_epoc
         start[SLOPE] = network.slope
     if any(network.block_fades()):
         start[FADING] = 1.0
-    steps = max(round(config.model.anneal_fraction * config.epochs * steps_per_epoch), 1)
+    total = config.epochs * steps_per_epoch
+    steps = max(min(round(config.model.anneal_fraction * total), total - 1), 1)  # 0 at the last step at the latest
     schedules = {name: optax.cosine_decay_schedule(value, steps) for name, value in start.items()}
     return (lambda step: {name: schedule(step) for name, schedule in schedules.items()}) if schedules else None
 

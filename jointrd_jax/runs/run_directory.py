@@ -187,15 +187,15 @@ def load(path: str | Path, which: str = 'last') -> Run:
     template = runtime.template(network.shapes(data.image_shape))
     item = 'student' if which == 'last' else 'best'
     variables = jax.tree.map(np.asarray, checkpoints.restore(step, {item: template})[item])
+    deployed, variables = without_faded(network, variables)
+    if deployed is not network:
+        config.model.shortcuts = deployed.shortcut_choices
     recorded = summary and summary.student_digest
     if which == 'last' and recorded and digest(variables) != recorded:
         raise UserError(
             f'the weights of step {step} in {path} are not those that its {SUMMARY} records (student_digest); '
             'the checkpoint or the summary was replaced'
         )
-    deployed, variables = without_faded(network, variables)
-    if deployed is not network:
-        config.model.shortcuts = deployed.shortcut_choices
     return Run(path, config, deployed, variables, data, summary)
 
 

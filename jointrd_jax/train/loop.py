@@ -293,7 +293,7 @@ class Trainer:
             accuracies = found.accuracies
             if distributed.is_first():
                 run_directory.write_correct(job.workdir, found.correct)
-            if accuracies['top1'] > history.best_top1:
+            if accuracies['top1'] > history.best_top1 or self.settled(epoch) > self.settled(history.best_epoch):
                 position.best = step_lib.copy(position.state.student)
                 history.best_top1, history.best_epoch = accuracies['top1'], epoch
         line = history.add_epoch(self.epoch_line(epoch, step), accuracies)
@@ -302,6 +302,15 @@ class Trainer:
         job.reporter.epoch(line, job.config.epochs)
         self.trackers.epoch(line, position.state.student)
         return True
+
+    def settled(self, epoch: int) -> bool:
+        """Whether slopes and shortcuts that a schedule takes to 0 were there at the end of `epoch`.
+
+        An evaluation before that is of another network than the one deployed: the best only while none is later.
+        """
+        job = self.job
+        values = job.annealed(epoch * job.steps_per_epoch - 1) if job.annealed else {}
+        return not any(map(float, values.values()))
 
     def epoch_line(self, epoch: int, step: int) -> dict[str, Any]:
         """What metrics.jsonl says of the epoch that ends with `step`, but for its accuracies."""

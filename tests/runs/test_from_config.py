@@ -68,6 +68,9 @@ def test_the_slope_is_annealed_over_its_fraction_of_the_run():
     annealed = required(from_config.annealed(config, from_config.student(config, 10), 10), 'a schedule')
     np.testing.assert_allclose([annealed(step)['weight'] for step in steps], [1, 0.5, 0, 0], rtol=1e-6)
     assert [float(annealed(step)['slope']) for step in steps[2:]] == [0, 0]
+    config.model.anneal_fraction = 1.0  # at the last of 1000 steps at the latest
+    annealed = required(from_config.annealed(config, from_config.student(config, 10), 10), 'a schedule')
+    assert float(annealed(998)['weight']) > 0 == float(annealed(999)['weight'])
     config.model.shortcuts, config.model.activation, config.model.slope = 'none', 'prelu', 0.5
     assert from_config.annealed(config, from_config.student(config, 10), 10) is None
 

@@ -8,7 +8,7 @@ from jointrd_jax.method.layers import FADING
 from jointrd_jax.report.evaluate import evaluate
 from jointrd_jax.runs import run_directory, weights
 from jointrd_jax.train import loop
-from tests.support.faults import small_config
+from tests.support.faults import Stopping, small_config, stop
 
 ROAD = dict(model__shortcuts='fading', model__init='identity', model__activation='prelu', model__slope=0.5)
 
@@ -23,7 +23,8 @@ def faded(tmp_path_factory):
 def test_what_a_run_leaves_has_no_shortcut(faded, tmp_path):
     run = run_directory.load(faded)
     assert run.network.shortcuts == run.config.model.shortcuts == 'none'
-    assert run_directory.read_config(faded).model.shortcuts == 'fading'
+    assert run_directory.read_config(faded).model.shortcuts == 'fading' and run.summary.shortcuts == 'none'
+    assert run_directory.digest(run.variables) == run.summary.student_digest  # by which a report finds its exports
     assert 'add' not in folding.fold(run.network, run.variables, run.data.image_shape).operators()
     assert evaluate(faded)['top1'] == run.summary.last_top1
     weights.save(tmp_path / 'network.safetensors', run.network, run.variables)
@@ -41,13 +42,19 @@ def test_a_plain_network_goes_on_from_it(faded, tmp_path, quiet):
         )
 
 
-def test_shortcuts_are_kept_while_they_have_not_faded(tmp_path, quiet):
-    """With no fading in this run's steps but the last, which is short of 0."""
-    loop.run(small_config('plain', **ROAD, model__anneal_fraction=1.0, epochs=1), tmp_path / 'run', quiet)
+def test_shortcuts_are_kept_while_they_have_not_faded(tmp_path):
+    stop(small_config('plain', **ROAD), tmp_path / 'run', Stopping(13))
     run = run_directory.load(tmp_path / 'run')
-    assert run.network.shortcuts == 'fading'
-    assert 0 < float(run.variables['batch_stats']['stage1_block1']['fading'][FADING]) < 0.1
+    assert run.network.shortcuts == run.config.model.shortcuts == 'fading'
+    assert 0 < float(run.variables['batch_stats']['stage1_block1']['fading'][FADING]) < 1
     assert 'add' in folding.fold(run.network, run.variables, run.data.image_shape).operators()
+
+
+def test_shortcuts_that_fade_to_the_end_are_gone_there_and_the_best_epoch_is_one_without(tmp_path, quiet):
+    summary = loop.run(small_config('plain', **ROAD, model__anneal_fraction=1.0), tmp_path / 'run', quiet)
+    for which in ('last', 'best'):
+        assert run_directory.load(tmp_path / 'run', which).network.shortcuts == 'none'
+    assert (summary.best_epoch, summary.best_top1) == (2, summary.last_top1)
 
 
 def test_from_the_teachers_weights_it_begins_as_its_teacher(tmp_path, quiet):
