@@ -21,8 +21,9 @@ def get_config(run: str = ''):
         if state_dicts.is_weight_file(run):
             trained = convert.config_of(weights.load(run, new_head=True).network, '')
         else:
-            trained = run_directory.read_config(run)
+            trained = run_directory.load(run).config
         config.model.update(trained.model)
+        config.model.init = 'random'  # `restore` gives the weights
         config.procedure = 'resnet' if trained.procedure in base.TRAINS_RESNET else 'plain'
     else:
         config.procedure = 'plain'

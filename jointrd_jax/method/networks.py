@@ -32,6 +32,7 @@ from jointrd_jax.method.architectures import (
 from jointrd_jax.method.interface import AnyArray, Outputs, Variables
 from jointrd_jax.method.layers import (
     FADING,
+    SLOPE,
     Activation,
     BatchNorm,
     Conv,
@@ -228,6 +229,16 @@ class Network(nn.Module):
         kept = tuple('none' if choice == 'fading' else choice for choice in self.per_block(self.shortcuts))
         return self.clone(shortcuts='none' if set(kept) == {'none'} else kept)
 
+    def with_relus(self) -> 'Network':
+        """This network with ReLUs in the place of annealed rectifiers."""
+        if self.activation == 'annealed':
+            return self.clone(activation='relu', slope=0.0)
+        kinds, slopes = self.per_block(self.activation), self.per_block(self.slope)
+        return self.clone(
+            activation=tuple('relu' if kind == 'annealed' else kind for kind in kinds),
+            slope=tuple(0.0 if kind == 'annealed' else slope for kind, slope in zip(kinds, slopes)),
+        )
+
     def block_hidden(self) -> tuple[int, ...]:
         """Channels between each block's convolutions."""
         stages = [s for s, n in enumerate(self.stage_sizes) for _ in range(n)]
@@ -360,20 +371,36 @@ class Connectors(nn.Module):
         return outputs
 
 
-def without_faded(network: Network, variables: Variables) -> tuple[Network, Variables]:
-    """The network as it is deployed: without the shortcuts that fade, where their weight is 0."""
+def deployed(network: Network, variables: Variables) -> tuple[Network, Variables]:
+    """The network as it is deployed, where a schedule has brought to 0 what it sets (see `layers.annealed`).
+
+    Without the shortcuts that fade, once their weight is 0, and with ReLUs in the place of annealed rectifiers, once
+    their slope is.
+    """
+    stats = variables['batch_stats']
     fading = [name for name, fades in zip(network.block_names, network.block_fades()) if fades]
-    if not fading or any(float(variables['batch_stats'][name]['fading'][FADING]) for name in fading):
-        return network, variables
-    shortcut = ('fading', 'shortcut_conv', 'shortcut_bn')
+    rectifiers = [
+        (name, layer)
+        for name, kind in zip(network.block_names, network.per_block(network.activation))
+        if kind == 'annealed'
+        for layer in stats[name]
+        if layer.startswith('act')
+    ]
+    left_out: set[tuple[str, str]] = set()  # (block, layer)
+    if fading and not any(float(stats[name]['fading'][FADING]) for name in fading):
+        network = network.faded()
+        left_out |= {(name, layer) for name in fading for layer in ('fading', 'shortcut_conv', 'shortcut_bn')}
+    if rectifiers and not any(float(stats[name][layer][SLOPE]) for name, layer in rectifiers):
+        network = network.with_relus()
+        left_out |= set(rectifiers)
     kept = {
         collection: {
-            name: {layer: leaves for layer, leaves in layers.items() if layer not in shortcut or name not in fading}
+            name: {layer: leaves for layer, leaves in layers.items() if (name, layer) not in left_out}
             for name, layers in tree.items()
         }
         for collection, tree in variables.items()
     }
-    return network.faded(), kept
+    return network, kept
 
 
 def hybrid(student: Network, teacher: Network, block: int) -> Network:

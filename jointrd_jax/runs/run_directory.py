@@ -24,7 +24,7 @@ import numpy as np
 from jointrd_jax import config as config_lib
 from jointrd_jax.data.description import DataDescription
 from jointrd_jax.errors import UserError
-from jointrd_jax.method.networks import Network, Variables, without_faded
+from jointrd_jax.method.networks import Network, Variables, deployed
 from jointrd_jax.runs import from_config, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.runs.summary import SUMMARY, Summary
@@ -40,8 +40,8 @@ class Run(NamedTuple):
 
     Attributes:
       path: the run directory.
-      config: of the run; its model.shortcuts are those that are left.
-      network: its student (for procedure resnet, the ResNet), without the shortcuts that have faded.
+      config: of the run; its model.shortcuts and model.activation are those of `network`.
+      network: its student (for procedure resnet, the ResNet), as it is deployed (see `networks.deployed`).
       variables: {'params', 'batch_stats'}, host arrays.
       data: what the network was trained on.
       summary: of the finished run, or None.
@@ -186,17 +186,20 @@ def load(path: str | Path, which: str = 'last') -> Run:
     network = from_config.student(config, len(data.classes))
     template = runtime.template(network.shapes(data.image_shape))
     item = 'student' if which == 'last' else 'best'
-    variables = jax.tree.map(np.asarray, checkpoints.restore(step, {item: template})[item])
-    deployed, variables = without_faded(network, variables)
-    if deployed is not network:
-        config.model.shortcuts = deployed.shortcut_choices
+    stored = jax.tree.map(np.asarray, checkpoints.restore(step, {item: template})[item])
+    trained, (network, variables) = network, deployed(network, stored)
+    if network.shortcuts != trained.shortcuts:
+        config.model.shortcuts = network.shortcut_choices
+    if network.activation != trained.activation:
+        config.model.update(activation=network.activation, slope=0.0, slope_layers=0)
     recorded = summary and summary.student_digest
-    if which == 'last' and recorded and digest(variables) != recorded:
+    # Summaries have been written that record the digest of `stored`.
+    if which == 'last' and recorded and recorded not in (digest(variables), digest(stored)):
         raise UserError(
             f'the weights of step {step} in {path} are not those that its {SUMMARY} records (student_digest); '
             'the checkpoint or the summary was replaced'
         )
-    return Run(path, config, deployed, variables, data, summary)
+    return Run(path, config, network, variables, data, summary)
 
 
 def save(

@@ -2,7 +2,7 @@
 
 import jax
 
-from jointrd_jax.method.networks import without_faded
+from jointrd_jax.method.networks import deployed
 from jointrd_jax.runs import provenance, run_directory
 from jointrd_jax.runs.summary import Summary
 from jointrd_jax.system import distributed
@@ -16,8 +16,7 @@ LATE = 0.1  # of the last epoch's calls: above it, waiting for input is pointed 
 def write(job: Job, position: Position) -> Summary:
     """Return the summary; the first process writes it as summary.json."""
     config, history = job.config, position.history
-    student = jax.device_get(position.state.student)
-    network, deployed = without_faded(job.student, student)
+    network, student = deployed(job.student, jax.device_get(position.state.student))
     last = history.last
     summary = Summary(
         procedure=config.procedure,
@@ -47,7 +46,7 @@ def write(job: Job, position: Position) -> Summary:
         input_late=last.get('input_late'),
         rollbacks=history.rollbacks,
         changes_on_resume=history.changes,
-        student_digest=run_directory.digest(deployed),
+        student_digest=run_directory.digest(student),
         devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         versions=provenance.versions(),
     )

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import jax
 import numpy as np
 import pytest
 
@@ -47,6 +48,29 @@ def test_a_trained_network_gets_a_new_head(tmp_path, quiet):
     with pytest.raises(UserError, match='restore_head=new needs config.restore=RUN'):
         loop.run(finetune_config('', root), tmp_path / 'third', quiet)
     assert not (tmp_path / 'third').exists()
+
+
+@pytest.mark.parametrize(
+    'road',
+    [
+        dict(model__init='identity', model__activation='prelu', model__slope_layers=3, model__shortcuts='fading'),
+        dict(model__init='identity', model__activation='annealed', model__slope=0.5),
+        dict(model__activation='tailored', model__reparam='branches'),
+    ],
+)
+def test_a_network_of_any_road_is_fine_tuned_as_it_is_deployed(road, tmp_path, quiet):
+    root = real_data.folder(tmp_path / 'photos', train=8, val=4)
+    first = finetune_config('', root)
+    shape = {'model.stage_sizes': (1, 1), 'model.width': 4, 'restore_head': 'keep', 'epochs': 2}
+    first.update_from_flattened_dict(shape | {name.replace('__', '.'): value for name, value in road.items()})
+    loop.run(first, tmp_path / 'first', quiet)
+    config = finetune_config(tmp_path / 'first', root)
+    config.restore_head, config.optimizer.learning_rate, config.optimizer.weight_decay = 'keep', 1e-30, 0.0
+    loop.run(config, tmp_path / 'second', quiet)
+    before, after = (run_directory.load(tmp_path / name) for name in ('first', 'second'))
+    assert before.network == after.network and before.network.shortcuts == 'none'
+    assert before.network.activation in ('relu', 'leaky', 'prelu')
+    jax.tree.map(np.testing.assert_array_equal, before.variables['params'], after.variables['params'])
 
 
 def test_another_number_of_channels_is_refused(tmp_path, quiet):

@@ -7,7 +7,7 @@ from jointrd_jax.deploy import fold as folding, graph
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.architectures import ACTIVATIONS, REPARAMS, SHORTCUTS
 from jointrd_jax.method.layers import FADING, SLOPE, annealed
-from jointrd_jax.method.networks import Network, create, parameter_count, without_faded
+from jointrd_jax.method.networks import Network, create, deployed, parameter_count
 from tests.support.networks import images_like, randomised, relative_difference
 
 IMAGE = {'cifar': (16, 16, 3), 'imagenet': (48, 48, 3), 'pool_first': (48, 48, 3)}
@@ -60,20 +60,33 @@ def test_an_annealed_network_is_deployed_with_relus_alone():
     assert 'leaky_relu' not in folding.fold(network, done, (16, 16, 3)).operators()
 
 
+@pytest.mark.parametrize('activation', ['annealed', ('prelu', 'annealed')])
+def test_rectifiers_that_were_annealed_are_relus_of_the_network_that_is_left(activation):
+    shape = (16, 16, 3)
+    network = Network((1, 1), False, 4, 7, 'cifar', 'none', activation=activation, slope=0.5)
+    variables, images = randomised(network, shape), images_like(shape)
+    assert deployed(network, variables)[0] is network
+    done = {**variables, 'batch_stats': annealed(variables['batch_stats'], {SLOPE: jnp.float32(0)})}
+    left, kept = deployed(network, done)
+    assert left.per_block(left.activation) == ('relu' if activation == 'annealed' else 'prelu', 'relu')
+    assert jax.tree.map(jnp.shape, kept) == jax.tree.map(jnp.shape, left.shapes(shape))
+    np.testing.assert_array_equal(logits(left, kept, images), logits(network, done, images))
+
+
 @pytest.mark.parametrize('shortcuts', ['fading', ('fading', 'all', 'none', 'fading')])
 @pytest.mark.parametrize('bottleneck', [False, True])
 def test_a_network_is_deployed_without_the_shortcuts_that_have_faded(bottleneck, shortcuts):
     shape = (16, 16, 3)
     network = Network((1, 2, 1), bottleneck, 4, 7, 'cifar', shortcuts, activation='prelu', slope=0.5)
     variables, images = randomised(network, shape), images_like(shape)
-    assert without_faded(network, variables)[0] is network
+    assert deployed(network, variables)[0] is network
     done = {**variables, 'batch_stats': annealed(variables['batch_stats'], {FADING: jnp.float32(0)})}
-    deployed, kept = without_faded(network, done)
-    assert deployed.shortcuts == ('none' if shortcuts == 'fading' else ('none', 'all', 'none', 'none'))
-    assert jax.tree.map(jnp.shape, kept) == jax.tree.map(jnp.shape, deployed.shapes(shape))
+    left, kept = deployed(network, done)
+    assert left.shortcuts == ('none' if shortcuts == 'fading' else ('none', 'all', 'none', 'none'))
+    assert jax.tree.map(jnp.shape, kept) == jax.tree.map(jnp.shape, left.shapes(shape))
     assert parameter_count(kept) < parameter_count(done)
-    np.testing.assert_array_equal(logits(deployed, kept, images), logits(network, done, images))
-    for folded in (folding.fold(network, done, shape), folding.fold(deployed, kept, shape)):
+    np.testing.assert_array_equal(logits(left, kept, images), logits(network, done, images))
+    for folded in (folding.fold(network, done, shape), folding.fold(left, kept, shape)):
         assert ('add' in folded.operators()) == (shortcuts != 'fading')
         assert relative_difference(graph.apply(folded, images), logits(network, done, images)) < 1e-5
 
