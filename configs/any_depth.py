@@ -1,7 +1,7 @@
 """JointRD at any depth, on handwritten digits: one rule for the weights of the paths, in half the epochs of digits.
 
 Paper     Li et al., NeurIPS 2020; the weights of the paths are this project's (docs/experiments.md)
-Command   several roads to a network without shortcuts beside each other (near_identity is the one to start with)
+Command   several roads to a network without shortcuts beside each other (fading is the recipe to start with)
           jointrd compare --config any_depth --workdir runs/any_depth \\
               --procedures resnet,plain+identity+prelu,jointrd+identity+prelu --config.model.slope_layers=17
 Hardware  two CPU cores; docs/experiments.md has what was measured
