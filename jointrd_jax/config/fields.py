@@ -293,7 +293,8 @@ FIELDS: dict[str, Field] = {
         False, *YES_NO, 'continue although code, packages, devices or data changed, to another result'
     ),
     'nan.action': Field(
-        'stop', *one_of('stop', 'rollback'), 'when a loss is not finite: stop, or back to the last checkpoint'
+        'stop', *one_of('stop', 'skip', 'rollback'),
+        'when a loss or gradient is not finite: stop, skip the step, or back to the last checkpoint',
     ),
     'nan.factor': Field(0.5, *between(0.001, 0.999), 'rollback: what it multiplies the learning rate by, each time'),
     'nan.rollbacks': Field(3, *between(1, 100), 'rollback: how often, before the run stops after all'),

@@ -31,7 +31,8 @@ class Summary:
       wall_seconds: over all sessions.
       images_per_second: of the last epoch.
       input_late: of the last epoch's calls, the share (0 to 1) that waited for input.
-      rollbacks: {'step', 'term', 'to'} of each loss that was not finite.
+      rollbacks: {'step', 'term', 'to'} of each loss that was not finite and led to one.
+      skipped_steps: those that were not taken since a loss was not finite.
       changes_on_resume: what was different when the run was continued, and was allowed.
       student_digest: see `run_directory.digest`.
       devices: how many of which kind.
@@ -67,6 +68,7 @@ class Summary:
     images_per_second: float | None = None
     input_late: float | None = None
     rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    skipped_steps: int = 0
     changes_on_resume: list[str] = dataclasses.field(default_factory=list)
     student_digest: str | None = None
     devices: str | None = None
@@ -90,7 +92,7 @@ FORMS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(('devices', 'origin', 'origin_sha256', 'shortcuts_removed_from'), TEXT),
     **dict.fromkeys(('best_top1', 'last_top1', 'last_top5', 'teacher_top1', 'images_per_second', 'input_late'), NUMBER),
     **dict.fromkeys(('depth', 'width', 'best_epoch'), COUNT),
-    **dict.fromkeys(('skipped_images', 'seed', 'epochs', 'steps'), forms.is_count),
+    **dict.fromkeys(('skipped_images', 'skipped_steps', 'seed', 'epochs', 'steps'), forms.is_count),
     **dict.fromkeys(('stage_sizes', 'taps'), COUNTS),
     'slope': lambda value: NUMBER(value) or forms.is_list(forms.is_number)(value),
     'eval_images': forms.optional(lambda value: isinstance(value, list) and len(value) == 2),

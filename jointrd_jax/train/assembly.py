@@ -59,7 +59,8 @@ class Assembly:
         """A fresh state; `student` gives other initial weights than random ones. Traceable."""
         return step_lib.initial_state(
             jax.random.key(seed), self.networks, self.method, self.dataset.image_shape,
-            self.optimizer, self.trains_teacher, student, averages=self.ema_decay > 0,
+            self.optimizer, self.trains_teacher, student,
+            averages=self.ema_decay > 0, skips=self.config.nan.action == 'skip',
         )  # fmt: skip
 
     def make_train_step(self, method: Method, mesh: jax.sharding.Mesh, steps: int = 1) -> Callable:

@@ -8,6 +8,7 @@ from typing import Any
 from jointrd_jax.errors import UserError
 from jointrd_jax.system import forms
 
+SKIPPED_STEPS = 'skipped_steps'  # in a line of metrics.jsonl: how many, where config.nan.action is 'skip'
 FORMS: dict[str, Callable[[Any], bool]] = {
     'best_top1': forms.is_number,
     'best_epoch': forms.is_count,
@@ -65,6 +66,10 @@ class History:
     def at_end_of(self, step: int) -> bool:
         """Whether the epoch that ends with `step` is finished: evaluated if that was due, and its line written."""
         return self.last.get('step') == step
+
+    def skipped_steps(self) -> int:
+        """Steps of the finished epochs that were skipped since a loss was not finite."""
+        return sum(json.loads(line).get(SKIPPED_STEPS, 0) for line in self.lines)
 
     def add_epoch(self, line: dict[str, Any], accuracies: dict[str, float]) -> dict[str, Any]:
         """Finish an epoch: return `line` ({'epoch', 'step', ...}) with its accuracies, if it was evaluated."""

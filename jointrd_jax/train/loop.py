@@ -27,6 +27,7 @@ from jointrd_jax.train import (
     trackers as trackers_lib,
 )
 from jointrd_jax.train.feed import Feed, InFlight
+from jointrd_jax.train.history import SKIPPED_STEPS
 from jointrd_jax.train.job import Job
 from jointrd_jax.train.progress import Reporter
 from jointrd_jax.train.resume import Position
@@ -241,8 +242,7 @@ class Trainer:
         if report:
             check_finite(self.job, report['fault'])
             steps = (report['step'] - 1) % self.job.steps_per_epoch + 1
-            sums = report['epoch_sums']
-            self.job.reporter.terms(lambda: {name: float(total) / steps for name, total in sums.items()})
+            self.job.reporter.terms(lambda: step_lib.means(report['epoch_sums'], report['skipped'], steps))
 
     def steps_at_once(self, step: int) -> int:
         """How many steps the next call takes: config.steps_per_dispatch where nothing is to be done between them.
@@ -319,5 +319,8 @@ class Trainer:
         line = {'epoch': epoch, 'step': step, 'learning_rate': rate}
         if job.method.taps:
             line['mix'] = float(job.mixing_weights[epoch - 1])
-        means = {name: float(state.epoch_sums[name]) / job.steps_per_epoch for name in job.term_names(step - 1)}
-        return line | means | self.probe.take() | {'input_late': self.late_share}
+        means = step_lib.means(state.epoch_sums, state.skipped, job.steps_per_epoch)
+        line |= {name: means[name] for name in job.term_names(step - 1)}
+        if state.skipped is not None:
+            line[SKIPPED_STEPS] = int(state.skipped)
+        return line | self.probe.take() | {'input_late': self.late_share}

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from jointrd_jax.method import joint
 from jointrd_jax.system import distributed, terminal
+from jointrd_jax.train.history import SKIPPED_STEPS
 
 RATE_SECONDS = 0.5  # how often the live rate is taken anew
 NAME_WAIT_AFTER = 1.0  # plain lines name a wait when it has lasted this long
@@ -154,6 +155,8 @@ def one_line(line: dict[str, Any], epochs: int) -> str:
     if 'mix' in line:
         shown.append(f'mix {line["mix"]:.2f}')
     shown += [f'{name} {line[key]:.2f}%' for name, key in (('top-1', 'top1'), ('best', 'best_top1')) if key in line]
+    if line.get(SKIPPED_STEPS):
+        shown.append(f'{line[SKIPPED_STEPS]} steps skipped')
     shown.append(f'{line["images_per_second"]:.0f} img/s')
     return '  '.join(shown)
 

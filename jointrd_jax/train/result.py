@@ -45,6 +45,7 @@ def write(job: Job, position: Position) -> Summary:
         images_per_second=last['images_per_second'],
         input_late=last.get('input_late'),
         rollbacks=history.rollbacks,
+        skipped_steps=history.skipped_steps(),
         changes_on_resume=history.changes,
         student_digest=run_directory.digest(student),
         devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
@@ -63,6 +64,8 @@ def show(summary: Summary, reporter: Reporter) -> None:
     rows = [(key, '-' if value is None else str(value)) for key, value in values.items()]
     if summary.skipped_images:
         rows.append(('bad images skipped', str(summary.skipped_images)))
+    if summary.skipped_steps:
+        rows.append(('steps skipped', f'{summary.skipped_steps} of {summary.steps}: a loss or gradient was not finite'))
     if summary.input_late is not None and summary.input_late > LATE:
         rows.append(('waited for input', f'{100 * summary.input_late:.0f} % of steps: the input limits the speed'))
     rows.append(('wall time', f'{summary.wall_seconds:.1f} s'))

@@ -44,11 +44,11 @@ def roll_back(job: Job, checkpoints: Checkpoints, position: Position, error: Div
     and continued ends the same.
 
     Raises:
-      NotFinite: config.nan.action is 'stop', or there were as many rollbacks as allowed.
+      NotFinite: config.nan.action is not 'rollback', or there were as many rollbacks as allowed.
     """
     checkpoints.wait()
     before = position.history.rollbacks
-    if job.config.nan.action == 'stop' or len(before) >= job.config.nan.rollbacks:
+    if job.config.nan.action != 'rollback' or len(before) >= job.config.nan.rollbacks:
         raise give_up(job, checkpoints, error, len(before)) from None
     seconds = position.seconds()
     position = resume.begin(job, checkpoints, only_scheduled=True)
@@ -66,6 +66,8 @@ def give_up(job: Job, checkpoints: Checkpoints, error: Diverged, rollbacks: int)
     if distributed.is_first():
         files.write_json(job.workdir / run_directory.NOT_FINITE, error.fault)
     again = f' after {rollbacks} rollbacks' if rollbacks else ''
+    if job.config.nan.action == 'skip':
+        again = ', as at every step of its epoch'
     kept: Any = checkpoints.steps()
     last_good = f'the last good checkpoint, of step {kept[0]}, is kept' if kept else 'there is no checkpoint yet'
     return NotFinite(f'{error}{again}; {last_good} in {job.workdir}; {advice(job.config)}')

@@ -6,6 +6,7 @@ points there. It is the same on one device, on several, and on several hosts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.struct
@@ -39,8 +40,9 @@ class TrainState(flax.struct.PyTreeNode):
       batch_stats: running statistics, with the same keys.
       opt_state: of the optimiser over `params`.
       average: {'params', 'batch_stats'} of the student averaged over the steps (config.ema.decay), else None.
+      skipped: steps of the epoch that were not taken, where such steps are skipped (config.nan.action), else None.
       teacher: the teacher while it trains too, else None; a frozen one is an argument of the step, a `TeacherView`.
-      epoch_sums: each loss term summed over the steps of the epoch.
+      epoch_sums: each loss term summed over the steps of the epoch that were taken.
       rate_scale: factor on the learning rate, below 1 after a rollback from a loss that was not finite.
       fault: {'step', 'term'}: the first step whose loss was not finite, and the number of the term in
         `diagnosis_order(epoch_sums)`; -1: none.
@@ -55,6 +57,7 @@ class TrainState(flax.struct.PyTreeNode):
     rate_scale: jax.Array
     fault: dict[str, jax.Array]
     average: Variables | None = None
+    skipped: jax.Array | None = None
 
     @property
     def student(self) -> Variables:
@@ -133,6 +136,7 @@ def initial_state(
     trains_teacher: bool,
     student: Variables | None = None,
     averages: bool = False,
+    skips: bool = False,
 ) -> TrainState:
     """A fresh state; `student` gives other initial weights than random ones. Traceable.
 
@@ -163,6 +167,7 @@ def initial_state(
         epoch_sums=zero_sums(term_names(method, trains_teacher)),
         rate_scale=jnp.ones((), jnp.float32),
         fault={'step': jnp.full((), -1, jnp.int32), 'term': jnp.full((), -1, jnp.int32)},
+        skipped=jnp.zeros((), jnp.int32) if skips else None,
     )
 
 
@@ -271,6 +276,7 @@ def make_device_step(
         if annealed:
             student_stats = layers.annealed(state.batch_stats[STUDENT], annealed(state.step))
             state = state.replace(batch_stats={**state.batch_stats, STUDENT: student_stats})
+        before = state
         if state.teacher:
             network = required(networks.teacher, 'a teacher')
             learned, outputs, terms[TEACHER_LOSS] = update_teacher(
@@ -294,7 +300,7 @@ def make_device_step(
         terms |= {**student_terms, GRADIENT_NORM: global_norm(grads)}
         params: Tree = optax.apply_updates(state.params, scaled(updates, state.rate_scale))
         student = {'params': params[STUDENT], 'batch_stats': batch_stats[STUDENT]}
-        return state.replace(
+        after = state.replace(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -303,8 +309,33 @@ def make_device_step(
             epoch_sums={name: same_epoch * total + terms.get(name, 0) for name, total in state.epoch_sums.items()},
             fault=first_fault(state, terms),
         )
+        return after if state.skipped is None else taken_if_finite(before, after, terms, steps_per_epoch)
 
     return device_step
+
+
+def taken_if_finite(
+    before: TrainState, after: TrainState, terms: dict[str, jax.Array], steps_per_epoch: int
+) -> TrainState:
+    """`after`; or, where one of the step's `terms` is not finite, `before` with the step counted as skipped.
+
+    The fault of an epoch that had no step but such ones stays in the state, and ends the run.
+    """
+    finite = jnp.stack([jnp.isfinite(term) for term in terms.values()]).all()
+    same_epoch = before.step % steps_per_epoch != 0
+    skipped = same_epoch * before.skipped + (1 - finite.astype(jnp.int32))
+    before = before.replace(
+        step=after.step,
+        epoch_sums={name: same_epoch * total for name, total in before.epoch_sums.items()},
+        fault=jax.tree.map(partial(jnp.where, skipped == steps_per_epoch), after.fault, before.fault),
+    )
+    return jax.tree.map(partial(jnp.where, finite), after, before).replace(skipped=skipped)
+
+
+def means(epoch_sums: dict[str, jax.Array], skipped: jax.Array | None, steps: int) -> dict[str, float]:
+    """The mean of each loss term over the steps that were taken, of an epoch's first `steps`; see `TrainState`."""
+    taken = steps - (0 if skipped is None else int(skipped))
+    return {name: float(total) / max(taken, 1) for name, total in epoch_sums.items()}
 
 
 def diagnosis_order(names: Iterable[str]) -> list[str]:
@@ -328,7 +359,7 @@ def first_fault(state: TrainState, terms: dict[str, jax.Array]) -> dict[str, jax
 def make_train_step(dataset: 'Dataset', device_step: Callable, mesh: jax.sharding.Mesh, steps: int = 1) -> Callable:
     """(state, frozen, device_arrays, seed, batch) -> (state, report), jitted and mapped over `mesh`.
 
-    The state is donated; the report, a copy of its 'epoch_sums' and 'fault', stays readable, so that the
+    The state is donated; the report, a copy of its 'epoch_sums', 'skipped' and 'fault', stays readable, so that the
     host can look at it steps later without holding up the device.
     What is random is drawn for the whole batch from (seed, step), so it does not depend on the devices; the seed is
     an argument, so that runs of several seeds share one compiled program.
@@ -351,7 +382,7 @@ def make_train_step(dataset: 'Dataset', device_step: Callable, mesh: jax.shardin
             return mapped(state, frozen, images, labels), None
 
         state, _ = one(state, batch) if steps == 1 else jax.lax.scan(one, state, batch)
-        return state, {'epoch_sums': state.epoch_sums, 'fault': state.fault}
+        return state, {name: getattr(state, name) for name in ('epoch_sums', 'skipped', 'fault')}
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
 
