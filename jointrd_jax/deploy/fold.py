@@ -16,7 +16,7 @@ import numpy as np
 from jointrd_jax.deploy.graph import INPUT, OUTPUT, Graph, Node, with_first
 from jointrd_jax.errors import UserError
 from jointrd_jax.method.layers import FADING, BatchNorm, dirac_delta
-from jointrd_jax.method.networks import Network, Variables
+from jointrd_jax.method.networks import Network, Variables, deployed
 from jointrd_jax.runs.torch_names import torch_module
 
 
@@ -52,14 +52,14 @@ def fold_conv(variables: Variables, place: str, conv: str, norm: str, groups: in
 
 
 def fold_shortcut(variables: Variables, place: str, kind: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Kernel [1, 1, in, out] and bias [out] of a block's shortcut, in float64; None where it has none (any more).
+    """Kernel [1, 1, in, out] and bias [out] of a block's shortcut, in float64; None where it has none.
 
     `kind` is that of `Network.block_shortcuts`. A shortcut that fades is multiplied by what is left of its weight.
     """
+    if kind == 'none':
+        return None
     fading = variables['batch_stats'][place].get('fading')
     weight = float(fading[FADING]) if fading else 1.0
-    if kind == 'none' or not weight:
-        return None
     if kind == 'projection':
         kernel, bias = fold_conv(variables, place, 'shortcut_conv', 'shortcut_bn')
     else:
@@ -73,6 +73,7 @@ def fold(network: Network, variables: Variables, image_shape: tuple[int, int, in
 
     Tensors are named by the PyTorch module that makes them (`layer1.0.conv1`, `layer1.0.conv1.relu`).
     """
+    network, variables = deployed(network, variables)
     nodes: list[Node] = []
 
     def emit(op: str, *inputs: str, output: str, **attributes) -> str:
@@ -94,7 +95,7 @@ def fold(network: Network, variables: Variables, image_shape: tuple[int, int, in
         return emit('relu', x, output=f'{x}.relu')
 
     def activation(x: str, block: int, number: int) -> str:
-        """The rectifier `number` of a block; one that was annealed to slope 0 is a ReLU."""
+        """The rectifier `number` of a block."""
         kind, slope = kinds[block], slopes[block]
         name = f'act{number}'
         if kind == 'prelu':
@@ -102,7 +103,7 @@ def fold(network: Network, variables: Variables, image_shape: tuple[int, int, in
             return emit('prelu', x, output=f'{x}.prelu', slope=slope)
         if kind == 'annealed':
             slope = variables['batch_stats'][network.block_names[block]][name]['slope']
-        if kind == 'relu' or not float(slope):
+        if kind == 'relu':
             return relu(x)
         return emit('leaky_relu', x, output=f'{x}.leaky_relu', slope=np.asarray(slope, np.float32))
 

@@ -309,19 +309,19 @@ def make_device_step(
             epoch_sums={name: same_epoch * total + terms.get(name, 0) for name, total in state.epoch_sums.items()},
             fault=first_fault(state, terms),
         )
-        return after if state.skipped is None else taken_if_finite(before, after, terms, steps_per_epoch)
+        return taken_if_finite(before, after, steps_per_epoch)
 
     return device_step
 
 
-def taken_if_finite(
-    before: TrainState, after: TrainState, terms: dict[str, jax.Array], steps_per_epoch: int
-) -> TrainState:
-    """`after`; or, where one of the step's `terms` is not finite, `before` with the step counted as skipped.
+def taken_if_finite(before: TrainState, after: TrainState, steps_per_epoch: int) -> TrainState:
+    """`after`; or, where steps are skipped and a loss term or its sum is not finite, `before`, the step counted.
 
     The fault of an epoch that had no step but such ones stays in the state, and ends the run.
     """
-    finite = jnp.stack([jnp.isfinite(term) for term in terms.values()]).all()
+    if before.skipped is None:
+        return after
+    finite = jnp.stack([jnp.isfinite(total) for total in after.epoch_sums.values()]).all()
     same_epoch = before.step % steps_per_epoch != 0
     skipped = same_epoch * before.skipped + (1 - finite.astype(jnp.int32))
     before = before.replace(

@@ -1,4 +1,4 @@
-"""A loss that is not finite: stop, or go back with a lower learning rate, the same way after every interruption."""
+"""A loss that is not finite: stop, skip the step, or go back with a lower rate, the same after every interruption."""
 
 import dataclasses
 import json
@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from jointrd_jax import errors
+from jointrd_jax import data, errors
 from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.system import files
-from jointrd_jax.train import loop, rollback, step as step_lib
+from jointrd_jax.train import assembly as assembly_lib, loop, rollback, step as step_lib
 from tests.support.faults import outcome, run_with_stops, small_config
 
 # Far too high; some rollbacks of a factor of 1000 bring it into reach.
@@ -101,6 +101,58 @@ def test_rollbacks_are_limited(tmp_path, quiet):
     config = small_config(**{**ROLLBACK, 'nan__factor': 0.999, 'nan__rollbacks': 2})
     with pytest.raises(errors.UserError, match='is not finite at step .* after 2 rollbacks'):
         loop.run(config, tmp_path, quiet)
+
+
+def overflowing_at_times(tmp_path, quiet):
+    """A config that goes on from weights whose loss or gradient is more than float32 holds for some of the batches."""
+    config = small_config(epochs=1)
+    loop.run(config, tmp_path / 'whole', quiet)
+    whole = run_directory.load(tmp_path / 'whole')
+    assembly = assembly_lib.of(config, data.load(config))
+    assembly.dataset.close()
+    images = next(assembly.dataset.train_batches(0))
+    images, _ = assembly.dataset.preprocess(assembly.dataset.device_arrays, images, jax.random.key(0))
+    outputs, _ = whole.network.apply(whole.variables, images, train=True, mutable=['batch_stats'])
+    large = 2.5 * float(np.ptp(outputs.logits, axis=-1).max())
+    head = jax.tree.map(lambda leaf: leaf / large * np.finfo(np.float32).max, whole.variables['params']['head'])
+    broken = {**whole.variables, 'params': {**whole.variables['params'], 'head': head}}
+    run_directory.save(
+        tmp_path / 'large', config, broken, whole.data, dataclasses.replace(whole.summary, student_digest=None)
+    )
+    return small_config(restore=str(tmp_path / 'large'), optimizer__clip_norm=1.0)
+
+
+def test_steps_whose_gradient_is_not_finite_are_skipped_and_counted(tmp_path, quiet):
+    config = overflowing_at_times(tmp_path, quiet)
+    with pytest.raises(errors.NotFinite):
+        loop.run(config, tmp_path / 'stop', quiet)
+    config.nan.action = 'skip'
+    summary = loop.run(config, tmp_path / 'skip', quiet)
+    lines = [json.loads(line) for line in (tmp_path / 'skip' / run_directory.METRICS).read_text().splitlines()]
+    assert 0 < summary.skipped_steps < summary.steps
+    assert summary.skipped_steps == sum(line['skipped_steps'] for line in lines)
+    assert f'{lines[0]["skipped_steps"]} steps skipped' in quiet.lines
+    assert all(np.isfinite([line['loss'], line['gradient_norm']]).all() for line in lines)
+    trained = run_directory.load(tmp_path / 'skip').variables
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained))
+    _, stops = run_with_stops(config, tmp_path / 'stopped', 3, 13, 29)
+    assert stops == 3 and outcome(tmp_path / 'stopped') == outcome(tmp_path / 'skip')
+
+
+def test_an_epoch_of_skipped_steps_alone_ends_the_run(tmp_path, quiet):
+    config = small_config(**{**ROLLBACK, 'nan__action': 'skip'})
+    with pytest.raises(
+        errors.NotFinite, match='is not finite at step 39, as at every step of its epoch; the last good'
+    ):
+        loop.run(config, tmp_path, quiet)
+    assert files.read_json(tmp_path / run_directory.NOT_FINITE)['step'] == 39
+
+
+def test_where_nothing_is_skipped_the_steps_are_those_without_it(tmp_path, quiet):
+    for action in ('stop', 'skip'):
+        summary = loop.run(small_config('jointrd_scratch', nan__action=action), tmp_path / action, quiet)
+        assert summary.skipped_steps == 0
+    assert outcome(tmp_path / 'stop')['digest'] == outcome(tmp_path / 'skip')['digest']
 
 
 def test_where_checkpoints_are_matters_to_a_rollback(tmp_path, quiet):
