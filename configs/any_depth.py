@@ -18,4 +18,5 @@ def get_config():
     config.mix.average_paths = False
     config.mix.mean_of_paths = True
     config.optimizer.clip_norm = 1.0  # the first gradients of a deep plain network are large (docs/experiments.md)
+    config.nan.action = 'skip'  # at 258 layers some of them are more than float32 holds
     return config

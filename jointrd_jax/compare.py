@@ -329,13 +329,20 @@ def statistics_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def spread(cell: dict[str, Any], which: str) -> str:
-    """'98.67 ± 0.23' of the runs whose loss stayed finite (a single one has no spread), and how many did not."""
+    """'98.67 ± 0.23' of the runs whose loss stayed finite (a single one has no spread), and how many did not.
+
+    Steps that were skipped since a loss was not finite (config.nan.action) are counted too.
+    """
     failed = sum('not_finite' in run for run in cell['runs'])
     if cell[f'{which}_mean'] is None:
         return 'not finite' if failed == len(cell['runs']) else 'unmeasured'
     seeds = sum(not math.isnan(value) for value in by_seed(cell['runs'], which).values())
     text = f'{cell[f"{which}_mean"]:.2f}' + (f' ± {cell[f"{which}_std"]:.2f}' if seeds > 1 else '')
-    return f'{text} ({failed} of {len(cell["runs"])} not finite)' if failed else text
+    notes = [f'{failed} of {len(cell["runs"])} not finite'] if failed else []
+    finished = [run for run in cell['runs'] if 'not_finite' not in run]
+    if skipped := sum(run.get('skipped_steps', 0) for run in finished):
+        notes.append(f'{skipped} of {sum(run["steps"] for run in finished)} steps skipped')
+    return text + (f' ({", ".join(notes)})' if notes else '')
 
 
 def draw(workdir: Path, result: dict[str, Any]) -> None:

@@ -160,6 +160,9 @@ def test_a_cell_without_a_result_is_no_crash(tmp_path):
     """A run whose accuracy is not known, and a metrics file that was torn or is gone."""
     cell = compare.statistics_of([{'last_top1': None, 'best_top1': 90.0}])
     assert compare.spread(cell, 'last_top1') == 'unmeasured' and compare.spread(cell, 'best_top1') == '90.00'
+    some_skipped = [{'last_top1': 90.0, 'steps': 40, 'skipped_steps': skipped} for skipped in (3, 0)]
+    cell = compare.statistics_of([{'best_top1': 90.0, 'seed': seed, **run} for seed, run in enumerate(some_skipped)])
+    assert compare.spread(cell, 'last_top1') == '90.00 ± 0.00 (3 of 80 steps skipped)'
     path = tmp_path / 'metrics.jsonl'
     assert compare.read_curve(path) == {}
     path.write_text('{"epoch": 1, "top1": 50.0}\n{"epoch": 2, "to')

@@ -126,7 +126,8 @@ def outcome(run: collect.Record) -> str:
     """A run's accuracy, or why it has none."""
     if run.summary:
         top1 = run.summary.last_top1
-        return 'unmeasured' if top1 is None else f'{top1:.1f}'
+        skipped = f' ({run.summary.skipped_steps} steps skipped)' if run.summary.skipped_steps else ''
+        return 'unmeasured' if top1 is None else f'{top1:.1f}{skipped}'
     if run.not_finite:
         return f'{run.not_finite["term"]} not finite at step {run.not_finite["step"]}'
     return f'not finished, epoch {run.metrics[-1]["epoch"] if run.metrics else 0} of {run.config["epochs"]}'
