@@ -222,9 +222,11 @@ def rectify(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
 
 def rectify_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     # XLA would ask for the sign of x again, which on a GPU is another map to write and to read. On a TPU, where what
-    # surrounds a convolution is computed inside it, the barrier would be what costs (benchmarks/step_bytes.py).
+    # surrounds a convolution is computed inside it, the barrier would be what costs (benchmarks/step_bytes.py). On a
+    # CPU XLA takes barriers out before it fuses, unless it is told not to (docs/experiments.md, RepVGG's branches).
     y = jnp.maximum(x, 0)
-    y = jax.lax.platform_dependent(y, cuda=jax.lax.optimization_barrier, default=lambda y: y)
+    barrier = jax.lax.optimization_barrier
+    y = jax.lax.platform_dependent(y, cuda=barrier, cpu=barrier, default=lambda y: y)
     return y, y
 
 
