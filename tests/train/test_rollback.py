@@ -150,7 +150,7 @@ def test_an_epoch_of_skipped_steps_alone_ends_the_run(tmp_path, quiet):
 
 def test_where_nothing_is_skipped_the_steps_are_those_without_it(tmp_path, quiet):
     for action in ('stop', 'skip'):
-        config = small_config('jointrd_scratch', nan__action=action, steps_per_dispatch=4)
+        config = small_config('jointrd_scratch', epochs=1, nan__action=action)
         summary = loop.run(config, tmp_path / action, quiet)
         assert summary.skipped_steps == 0
     assert outcome(tmp_path / 'stop')['digest'] == outcome(tmp_path / 'skip')['digest']
