@@ -309,27 +309,35 @@ def make_device_step(
             epoch_sums={name: same_epoch * total + terms.get(name, 0) for name, total in state.epoch_sums.items()},
             fault=first_fault(state, terms),
         )
-        return taken_if_finite(before, after, steps_per_epoch)
+        return taken_if_finite(before, after, terms, steps_per_epoch)
 
     return device_step
 
 
-def taken_if_finite(before: TrainState, after: TrainState, steps_per_epoch: int) -> TrainState:
-    """`after`; or, where steps are skipped and a loss term or its sum is not finite, `before`, the step counted.
+def taken_if_finite(
+    before: TrainState, after: TrainState, terms: dict[str, jax.Array], steps_per_epoch: int
+) -> TrainState:
+    """`after`; or, where steps are skipped and one of `terms` or a learning teacher is not finite, `before`.
 
-    The fault of an epoch that had no step but such ones stays in the state, and ends the run.
+    A skipped step is counted, and the schedules go on. The fault of an epoch that had no step but such ones stays in
+    the state, and ends the run. Sums of finite terms stay finite.
     """
     if before.skipped is None:
         return after
-    finite = jnp.stack([jnp.isfinite(total) for total in after.epoch_sums.values()]).all()
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((terms, after.teacher))]).all()
     same_epoch = before.step % steps_per_epoch != 0
     skipped = same_epoch * before.skipped + (1 - finite.astype(jnp.int32))
-    before = before.replace(
-        step=after.step,
+    kept = before.replace(
         epoch_sums={name: same_epoch * total for name, total in before.epoch_sums.items()},
         fault=jax.tree.map(partial(jnp.where, skipped == steps_per_epoch), after.fault, before.fault),
     )
-    return jax.tree.map(partial(jnp.where, finite), after, before).replace(skipped=skipped)
+
+    def leaf(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
+        advances = getattr(path[-1], 'name', '') in ('step', 'count')  # the run's, and that of optax's schedules
+        return new if advances else jnp.where(finite, new, old)
+
+    after = after.replace(epoch_sums=jax.tree.map(jnp.nan_to_num, after.epoch_sums))
+    return jax.tree_util.tree_map_with_path(leaf, after, kept).replace(skipped=skipped)
 
 
 def means(epoch_sums: dict[str, jax.Array], skipped: jax.Array | None, steps: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jointrd_jax import data, errors
@@ -137,6 +138,29 @@ def test_steps_whose_gradient_is_not_finite_are_skipped_and_counted(tmp_path, qu
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained))
     _, stops = run_with_stops(config, tmp_path / 'stopped', 3, 13, 29)
     assert stops == 3 and outcome(tmp_path / 'stopped') == outcome(tmp_path / 'skip')
+
+
+@pytest.mark.parametrize('fault', ['term', 'teacher', None])
+def test_a_skipped_step_changes_nothing_but_what_counts_steps(fault):
+    """So the learning rate falls as it does without skipping; a sum that overflows is no fault."""
+    config = small_config('jointrd_scratch', nan__action='skip')
+    assembly = assembly_lib.of(config, data.load(config))
+    before = jax.jit(assembly.make_state)(0)
+    after = jax.tree.map(lambda leaf: leaf + 1, before)
+    after = after.replace(epoch_sums=dict.fromkeys(before.epoch_sums, np.float32(np.inf)))
+    terms = {'loss': np.float32(np.nan if fault == 'term' else 1e38)}
+    if fault == 'teacher':
+        broken = jax.tree.map(lambda leaf: leaf * np.nan, after.teacher.view)
+        after = after.replace(teacher=after.teacher.replace(view=broken))
+    found = jax.jit(step_lib.taken_if_finite, static_argnums=3)(before, after, terms, 20)
+    counts = [
+        int(count) for _, count in optax.tree_utils.tree_get_all_with_path((found.opt_state, found.teacher), 'count')
+    ]
+    assert counts == [1, 1] and int(found.step) == 1 and int(found.skipped) == (fault is not None)
+    kept = before if fault else after
+    for part in ('params', 'batch_stats'):
+        assert jax.tree.all(jax.tree.map(np.array_equal, getattr(found, part), getattr(kept, part)))
+    assert all(np.isfinite(total) for total in found.epoch_sums.values())
 
 
 def test_an_epoch_of_skipped_steps_alone_ends_the_run(tmp_path, quiet):
