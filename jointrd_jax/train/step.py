@@ -188,7 +188,7 @@ def update_teacher(
     """One step of the teacher on CE(R(x), y) with batch statistics ("from scratch").
 
     Returns:
-      The teacher after the step; its outputs and its loss before it.
+      The teacher after the step; its outputs and its loss before it (nan where the gradient is not finite).
     """
 
     view, before = teacher.view, teacher.view.variables['params']
@@ -200,6 +200,7 @@ def update_teacher(
 
     (loss, (outputs, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(before)
     grads, batch_stats, loss = jax.lax.pmean((grads, batch_stats, loss), AXIS)
+    loss = jnp.where(jnp.isfinite(global_norm(grads)), loss, jnp.nan)
     updates, opt_state = optimizer.update(grads, teacher.opt_state, before)
     params = optax.apply_updates(before, scaled(updates, rate_scale))
     view = view._replace(variables={'params': params, 'batch_stats': batch_stats})
@@ -317,14 +318,14 @@ def make_device_step(
 def taken_if_finite(
     before: TrainState, after: TrainState, terms: dict[str, jax.Array], steps_per_epoch: int
 ) -> TrainState:
-    """`after`; or, where steps are skipped and one of `terms` or a learning teacher is not finite, `before`.
+    """`after`; or, where steps are skipped and one of `terms` is not finite, `before`.
 
     A skipped step is counted, and the schedules go on. The fault of an epoch that had no step but such ones stays in
     the state, and ends the run. Sums of finite terms stay finite.
     """
     if before.skipped is None:
         return after
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((terms, after.teacher))]).all()
+    finite = jnp.stack([jnp.isfinite(term) for term in terms.values()]).all()
     same_epoch = before.step % steps_per_epoch != 0
     skipped = same_epoch * before.skipped + (1 - finite.astype(jnp.int32))
     kept = before.replace(
