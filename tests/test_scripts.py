@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,21 @@ def test_the_study_of_the_docs(python, tmp_path):
     assert table in python('study.py', 'runs', '--tables').stdout and 'finished' not in table
     assert python('study.py', 'runs', '--depths', '35', '--tables').returncode == 2
     assert 'argument --seeds' in python('study.py', 'runs', '--seeds', '0,one').stderr
+
+    joint, plain = 'runs/digits/34/jointrd', 'runs/digits/34/plain'
+    lines = python('paired.py', joint, plain).stdout.splitlines()
+    rows = rows_of(table)
+    assert [line.split(': ')[0] for line in lines] == [joint, plain, 'difference']
+    assert f'{rows["jointrd"][0]} %' in lines[0] and f'{rows["plain"][0]} %' in lines[1]
+    assert lines[2] == f'difference: {rows["jointrd"][3]}'
+    assert 'runs has two runs of seed 0' in python('paired.py', 'runs', plain).stderr
+    assert 'no finished run lies below it' in python('paired.py', joint, 'nowhere').stderr
+    shutil.copytree(tmp_path / plain, tmp_path / 'others')
+    (written,) = (tmp_path / 'others').rglob(run_directory.SUMMARY)
+    summary = files.read_json(written)
+    summary['eval_images'][0] += ' of another split'
+    files.write_json(written, summary)
+    assert 'no two runs have the same seed, fold and images' in python('paired.py', 'others', joint).stdout
 
 
 def put(run: Path, right: str, ends: str = run_directory.SUMMARY) -> None:
