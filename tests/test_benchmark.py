@@ -8,8 +8,8 @@ import sys
 import jax
 
 from jointrd_jax.benchmark import stepper as steppers, tasks
-from jointrd_jax.train import step as step_lib
-from tests.support.configs import QUICK_FLAGS, ROOT
+from jointrd_jax.train import assembly, step as step_lib
+from tests.support.configs import QUICK_FLAGS, ROOT, TINY, shipped_config
 
 SMALL = ['--shapes=18:32:4', '--width=4', '--rounds=2']
 ONLY_JAX = """
@@ -60,6 +60,20 @@ def test_a_config_on_its_own_data(tmp_path):
     assert all(other['time_to_default'] > 0 for other in others)
 
 
+def test_the_step_of_a_config_is_the_one_that_trains():
+    """With all that the config has beside the procedure: steps that may be skipped, averages, what a schedule sets."""
+    config = shipped_config('any_depth', **TINY, ema__decay=0.9, model__activation='annealed')
+    (task,) = tasks.config_tasks(config, ['jointrd'])
+    mesh = step_lib.make_mesh(jax.devices()[:1])
+    function, state, arguments = tasks.program(task, mesh)
+    assert state.skipped is not None and state.average is not None
+    made = assembly.of(config, task.dataset)
+    trains = made.make_train_step(made.method, mesh)
+    assert function.lower(state, *arguments).as_text() == trains.lower(state, *arguments).as_text()
+    synthetic = tasks.synthetic_tasks('18:32:4', ['jointrd'], tasks.Settings(width=4))[0].make_state()
+    assert synthetic.skipped is None and synthetic.average is None
+
+
 def test_bad_input_is_one_line():
     for arguments, message in (
         (['--shapes=18'], "'18' is not DEPTH:PIXELS:BATCH"),
@@ -107,7 +121,7 @@ def fill_network(theirs, network, variables):
 for procedure in torch_jointrd.PROCEDURES:
     (task,) = tasks.synthetic_tasks('18:16:4', [procedure], tasks.Settings(width=4))
     networks, method, shape = task.networks, task.method, task.dataset.image_shape
-    state = step.initial_state(jax.random.key(0), networks, method, shape, task.optimizer, False)
+    state = task.make_state()
     images, labels = task.dataset.preprocess(task.dataset.device_arrays, task.batch, None)
     stepper = torch_jointrd.Stepper(task, 'eager')
     fill_network(stepper.loss.student, networks.student, state.student)

@@ -1,5 +1,6 @@
 """What is timed: a procedure on networks, images and an optimiser, and the program that it is."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jointrd_jax.method.networks import create
 from jointrd_jax.plan import compiled as read
 from jointrd_jax.system import runtime
 from jointrd_jax.train import step as step_lib
+from jointrd_jax.train.step import TrainState
 
 EVALUATE = 'evaluate'
 PROCEDURES = ('resnet', 'plain', 'jointrd', 'jointrd_scratch', 'feature_kd', 'logit_kd', EVALUATE)
@@ -34,14 +36,20 @@ BY_DEVICE = Settings()
 
 
 class Task(NamedTuple):
-    """What is timed: one procedure on networks, images and an optimiser."""
+    """What is timed: one procedure on networks, images and an optimiser.
+
+    Attributes:
+      make_state: gives a fresh state; traceable.
+      make_train_step: the program of so many steps on a mesh; see `step.make_train_step`.
+    """
 
     procedure: str
     networks: joint.Networks
     method: Method
     dataset: Any
     batch: dict[str, np.ndarray]
-    optimizer: optax.GradientTransformation
+    make_state: Callable[[], TrainState]
+    make_train_step: Callable[[jax.sharding.Mesh, int], Callable]
     label: str
     dtype: Any
     compiler_option: str = ''  # NAME=VALUE
@@ -77,6 +85,28 @@ def indices(batch_size: int) -> dict[str, np.ndarray]:
     return {'index': np.arange(batch_size, dtype=np.int32), 'mask': np.ones(batch_size, bool)}
 
 
+def trains_teacher(procedure: str) -> bool:
+    return procedure == 'jointrd_scratch'
+
+
+def synthetic_task(
+    procedure: str, networks: joint.Networks, method: Method, dataset: Any, batch_size: int, label: str, dtype: Any
+) -> Task:
+    """A task whose mixing weight is 1."""
+    optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9, nesterov=True))
+
+    def make_state() -> TrainState:
+        return step_lib.initial_state(
+            jax.random.key(0), networks, method, dataset.image_shape, optimizer, trains_teacher(procedure)
+        )
+
+    def make_train_step(mesh: jax.sharding.Mesh, steps: int) -> Callable:
+        device_step = step_lib.make_device_step(networks, method, optimizer, 1000, lambda epoch: jnp.float32(1))
+        return step_lib.make_train_step(dataset, device_step, mesh, steps)
+
+    return Task(procedure, networks, method, dataset, indices(batch_size), make_state, make_train_step, label, dtype)
+
+
 def synthetic_tasks(shape: str, procedures: Sequence[str], settings: Settings = BY_DEVICE) -> list[Task]:
     """The tasks of one DEPTH:PIXELS:BATCH.
 
@@ -104,7 +134,6 @@ def synthetic_tasks(shape: str, procedures: Sequence[str], settings: Settings = 
         'logit_kd': Method(kl_alpha=0.9),
     }
     dataset = Synthetic(pixels, batch_size, fields['num_classes'])
-    optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9, nesterov=True))
     tasks = []
     for procedure in procedures:
         if procedure not in PROCEDURES:
@@ -112,12 +141,12 @@ def synthetic_tasks(shape: str, procedures: Sequence[str], settings: Settings = 
         method, student = methods.get(procedure, Method()), resnet if procedure == 'resnet' else plain
         teacher = resnet if method.needs_teacher else None
         networks = step_lib.networks_for(student, teacher, method)
-        tasks.append(Task(procedure, networks, method, dataset, indices(batch_size), optimizer, shape, student.dtype))
+        tasks.append(synthetic_task(procedure, networks, method, dataset, batch_size, shape, student.dtype))
     return tasks
 
 
 def config_tasks(config: Any, procedures: Sequence[str]) -> list[Task]:
-    """The tasks of a config, on its own data."""
+    """The tasks of a config: its own programs, on its own data."""
     from jointrd_jax import config as config_lib, data
     from jointrd_jax.train import assembly
 
@@ -129,32 +158,30 @@ def config_tasks(config: Any, procedures: Sequence[str]) -> list[Task]:
         made = assembly.of(config, dataset)
         batch = next(iter(dataset.train_batches(0)))
         batch['mask'] = np.ones(config.batch_size, bool)
+        state, train_step = functools.partial(made.make_state, 0), functools.partial(made.make_train_step, made.method)
         name, dtype = config.dataset.name, made.student.dtype
-        tasks.append(Task(procedure, made.networks, made.method, dataset, batch, made.optimizer, name, dtype))
+        tasks.append(Task(procedure, made.networks, made.method, dataset, batch, state, train_step, name, dtype))
     return tasks
 
 
 def program(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Any, tuple]:
     """The jitted step of a task, the state that it changes (None if it changes none) and its other arguments."""
-    trains_teacher, networks = task.procedure == 'jointrd_scratch', task.networks
-    everywhere = step_lib.replicated(mesh)
-    key, shape = jax.random.key(0), task.dataset.image_shape
+    networks, everywhere = task.networks, step_lib.replicated(mesh)
     device_arrays = step_lib.replicate(task.dataset.device_arrays, mesh)
     batch = step_lib.shard_batches([task.batch] * task.steps, mesh)
-
-    def initial():
-        return step_lib.initial_state(key, networks, task.method, shape, task.optimizer, trains_teacher)
-
-    state = runtime.jit_once(initial, out_shardings=everywhere)()
+    state = runtime.jit_once(task.make_state, out_shardings=everywhere)()
     if task.procedure == EVALUATE:
         return step_lib.make_eval_step(task.dataset, networks, ()), None, (state.student, None, device_arrays, batch)
     frozen = None
-    if networks.teacher and not trains_teacher:
-        teacher = runtime.jit_once(networks.teacher.init)(key, jnp.zeros((1, *shape), jnp.float32))
+    if networks.teacher and not trains_teacher(task.procedure):
+        images = jnp.zeros((1, *task.dataset.image_shape), jnp.float32)
+        teacher = runtime.jit_once(networks.teacher.init)(jax.random.key(0), images)
         frozen = step_lib.replicate(step_lib.frozen_view(networks.teacher, teacher, task.method), mesh)
-    device_step = step_lib.make_device_step(networks, task.method, task.optimizer, 1000, lambda epoch: jnp.float32(1))
-    train_step = step_lib.make_train_step(task.dataset, device_step, mesh, task.steps)
-    return train_step, state, (frozen, device_arrays, step_lib.replicate(np.int32(0), mesh), batch)
+    return (
+        task.make_train_step(mesh, task.steps),
+        state,
+        (frozen, device_arrays, step_lib.replicate(np.int32(0), mesh), batch),
+    )
 
 
 def flops_on_cpu(task: Task) -> float | None:
