@@ -13,5 +13,5 @@ from jointrd_jax.configs import near_identity
 def get_config():
     config = near_identity.get_config()
     config.model.shortcuts = 'fading'
-    config.mix.eta = 0.0  # paths that stay to the end hold a deep student back
+    config.mix.eta = 0.0  # paths that stay to the end cost two points in one run, and time (docs/experiments.md)
     return config
