@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from jointrd_jax import compare
+from jointrd_jax.errors import UserError
 from jointrd_jax.runs import run_directory, summary as summary_lib
 from jointrd_jax.runs.checkpoint import Checkpoints
 from jointrd_jax.system import files, signals
@@ -114,7 +116,7 @@ def rows_of(table: str) -> dict[str, list[str]]:
     return {name: columns for name, *columns in lines if columns}
 
 
-def test_the_study_of_the_docs(python, tmp_path):
+def test_the_study_of_the_docs(python, tmp_path, capsys):
     arguments = 'runs --datasets digits --depths 34 --seeds 0 --folds 0 --roads'.split()
     tiny = ['--set', 'epochs=1', 'eval_every=1', 'batch_size=256', 'model.stage_sizes=1,1', 'model.width=4']
     done = python('study.py', *arguments, 'none', *tiny)
@@ -139,14 +141,18 @@ def test_the_study_of_the_docs(python, tmp_path):
     assert [line.split(': ')[0] for line in lines] == [joint, plain, 'difference']
     assert f'{rows["jointrd"][0]} %' in lines[0] and f'{rows["plain"][0]} %' in lines[1]
     assert lines[2] == f'difference: {rows["jointrd"][3]}'
-    assert 'runs has two runs of seed 0' in python('paired.py', 'runs', plain).stderr
-    assert 'no finished run lies below it' in python('paired.py', joint, 'nowhere').stderr
     shutil.copytree(tmp_path / plain, tmp_path / 'others')
     (written,) = (tmp_path / 'others').rglob(run_directory.SUMMARY)
     summary = files.read_json(written)
     summary['eval_images'][0] += ' of another split'
     files.write_json(written, summary)
-    assert 'no two runs have the same seed, fold and images' in python('paired.py', 'others', joint).stdout
+    script = runpy.run_path(str(ROOT / 'scripts' / 'paired.py'))
+    script['main'](tmp_path / 'others', tmp_path / joint)
+    assert 'no two runs have the same seed, fold and images' in capsys.readouterr().out
+    with pytest.raises(UserError, match='two runs of seed 0'):
+        script['main'](tmp_path / 'runs', tmp_path / plain)
+    with pytest.raises(UserError, match='no finished run lies below it'):
+        script['main'](tmp_path / joint, tmp_path / 'nowhere')
 
 
 def put(run: Path, right: str, ends: str = run_directory.SUMMARY) -> None:
