@@ -149,6 +149,16 @@ def test_the_study_of_the_docs(python, tmp_path, capsys):
     script = runpy.run_path(str(ROOT / 'scripts' / 'paired.py'))
     script['main'](tmp_path / 'others', tmp_path / joint)
     assert 'no two runs have the same seed, fold and images' in capsys.readouterr().out
+    for part in ('seed0', 'fold1of2/seed0'):
+        shutil.copytree(tmp_path / plain / 'seed0', tmp_path / 'both' / part)
+    written = tmp_path / 'both' / 'fold1of2' / 'seed0' / run_directory.CONFIG
+    config = files.read_json(written)
+    config['dataset.fold'] = '1/2'
+    files.write_json(written, config)
+    script['main'](tmp_path / 'both', tmp_path / plain)
+    shipped, folds = capsys.readouterr().out.split('2 folds:')
+    assert f'both: {rows["plain"][0]} %' in shipped and 'difference: +0.00 [+0.00, +0.00]' in shipped
+    assert f'both: {rows["plain"][0]} %' in folds and f'{plain}: no finished run' in folds
     with pytest.raises(UserError, match='two runs of seed 0'):
         script['main'](tmp_path / 'runs', tmp_path / plain)
     with pytest.raises(UserError, match='no finished run lies below it'):
