@@ -56,7 +56,7 @@ def test_every_figure_says_how_far_it_can_be_trusted(planned):
 
 
 def test_a_killed_plan_leaves_no_compiler_behind():
-    command = [sys.executable, '-m', 'jointrd_jax', 'plan', '--config', 'digits', '--topology=v5e:2x2']
+    command = [sys.executable, '-m', 'jointrd_jax', 'plan', '--config', 'digits', *SHRINK, '--topology=v5e:2x2']
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr and any('compiling the training step' in line for line in process.stderr)
         (compiler,) = psutil.Process(process.pid).children()
