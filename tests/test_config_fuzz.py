@@ -22,7 +22,7 @@ from tests.support.configs import ROOT, shipped_config
 from tests.support.faults import LONG
 
 SHIPPED = recipes.shipped()
-CASES = 3000 if LONG else 100  # of each shipped config
+CASES = 3000 if LONG else 60  # of each shipped config
 
 hypothesis.settings.register_profile(
     'faults',

@@ -182,7 +182,7 @@ from jointrd_jax.runs import checkpoint
 from jointrd_jax.train import loop
 seal = checkpoint.seal
 checkpoint.seal = lambda directory: time.sleep(1000) if directory.name.startswith('24.') else seal(directory)
-checkpoint.SAVE_SECONDS = 5
+checkpoint.SAVE_SECONDS = 3
 with cli.errors_in_one_line():
     loop.run(small_config(), {str(tmp_path / 'run')!r})
 """
@@ -617,7 +617,7 @@ def test_memory_files_and_threads_stay_flat(steps, checkpoint_every):
 
 def test_readers_survive_any_bytes(tmp_path):
     """The quick form of scripts/fuzz_readers.py."""
-    inputs = '100000' if LONG else '800'
+    inputs = '100000' if LONG else '500'
     result = subprocess.run(
         [sys.executable, 'scripts/fuzz_readers.py', '--inputs', inputs], cwd=ROOT, capture_output=True, text=True
     )
