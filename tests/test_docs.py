@@ -120,6 +120,8 @@ def test_every_program_and_field_that_is_named_exists():
             assert path.with_suffix('.py').exists() or (path / '__main__.py').exists(), (page, module)
         for script in set(re.findall(r'\b((?:scripts|configs|examples|benchmarks)/\w+\.(?:py|sh))', text)):
             assert (ROOT / script).exists(), (page, script)
+        for name in set(re.findall(r'\b(test_\w+\.py)', text)):
+            assert any((ROOT / 'tests').rglob(name)), (page, name)
         if page.name == 'cases.md':  # which says what is answered to names that do not exist
             continue
         for name in set(re.findall(r'--config\.([\w.]*\w)=', text)) - {'field', 'x'}:
