@@ -51,7 +51,7 @@ class CutOff(QuietReporter):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(('procedure', 'workers'), [('plain', 1), ('jointrd', 0)])
+@pytest.mark.parametrize(('procedure', 'workers'), [('plain', 2), ('jointrd', 0)])
 def test_cut_off_and_stopped_in_an_epoch_and_continued(tmp_path, procedure, workers):
     """The same weights, metrics lines and best checkpoint as undisturbed, under any workers and in another place."""
     root = fixture('folder', tmp_path / 'data')

@@ -93,12 +93,12 @@ def test_the_report_keeps_datasets_and_folds_apart(runs, tmp_path):
     root = tmp_path / 'runs'
     config = tiny_config(**SMALL)
     compare.run(config, root / 'split', [0], ('resnet', 'plain'))
-    compare.run(config, root / 'folds', [0], ('resnet', 'plain'), folds=2)
+    compare.run(config, root / 'folds', [0, 1], ('resnet', 'plain'), folds=2)
     found = {variant.name: variant for variant in collect.variants(collect.find([root]))}
     assert list(found) == [f'{name} on digits{split}' for name in ('resnet', 'plain') for split in ('', ':fold of 2')]
     differences = {name: collect.to_resnet(variant, list(found.values())) for name, variant in found.items()}
     assert differences['plain on digits'][3:] == (1, 500)
-    assert differences['plain on digits:fold of 2'][3:] == (1, 1797)
+    assert differences['plain on digits:fold of 2'][3:] == (2, 1797)
     for path in (root / 'split').rglob(summary.SUMMARY):  # as if of a folder of other images
         there = json.loads(path.read_text())
         path.write_text(json.dumps({**there, 'eval_images': ['folder:5f (10 classes)', 500]}))

@@ -58,9 +58,9 @@ def test_stopped_and_continued(procedure, teacher, tmp_path, quiet):
 
 
 def test_stopped_at_every_step(tmp_path, quiet):
-    config = small_config(epochs=1, batch_size=128 if LONG else 432)
+    config = small_config(epochs=1, batch_size=128 if LONG else 320)
     loop.run(config, tmp_path / 'undisturbed', quiet)
-    steps = range(1, 11 if LONG else 4)
+    steps = range(1, 11 if LONG else 5)
     _, stops = run_with_stops(config, tmp_path / 'stopped', *steps)
     assert stops == len(steps)
     assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'undisturbed')
